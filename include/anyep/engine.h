@@ -1,0 +1,82 @@
+// One group of ranks, both modes, one queue, one watcher.
+#pragma once
+
+#include <anyep/bootstrap.h>
+#include <anyep/config.h>
+#include <anyep/error.h>
+#include <anyep/event.h>
+#include <anyep/handle.h>
+#include <anyep/plan.h>
+#include <anyep/topology.h>
+#include <anyep/types.h>
+
+#include <memory>
+#include <string>
+
+namespace anyep {
+
+/// One caller at a time (a second one gets kState). Calls are collective, in the same order on every rank, and run in that
+/// order. On CPU ranks the stream is ignored: the caller's own thread runs an op that it waits for anyway when the queue is
+/// empty; a worker thread serves asynchronous ones; a hook runs the receive half on the thread that calls it.
+/// Asynchronous inputs and outputs must stay alive and inputs unchanged until the event.
+class ANYEP_API Engine {
+ public:
+  class Core;
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+  ~Engine();  ///< waits for no peer and releases what is local; tells peers "leaving" if close() was not called
+
+  /// Collective, all or none: one rank's failure is thrown on every rank, with the causes, and nothing is left behind.
+  static Engine create(const Budget&, const Topology&, const Tuning&, Bootstrap&);
+
+  /// Counts, exchanges counts, fixes every place. Asynchronous. An id out of range counts as -1; checked mode throws.
+  /// Of `shape` only num_experts and top_k matter.
+  Handle route(const Shape&, const Routing&, StreamRef = {}, const Options& = {});
+
+  /// Rows in the window, where peers can write and gather. @throws Error kCapacity: need and have of the budget.
+  OwnedRows make_rows(std::int64_t num_rows, const Shape&);
+
+  /// Sends each token once to every rank that the handle names. Asynchronous. `out` has num_rows() rows, or any number when
+  /// the host must not wait: experts is -1 past the last row, the rest there is unspecified; fewer rows than needed drop the
+  /// surplus and give kCapacity at the event. `x.experts` (global ids) and `x.weights` are optional and travel with the rows;
+  /// ids need a handle from route(), an adopted one does not know the number of experts.
+  /// @throws Error kArgument, kCapacity, kState before anything is queued; others at the event
+  /// @post row i of out.x is bit for bit the row of token source()[i] on the rank whose range holds i
+  Event dispatch(const Rows& x, const Handle&, const Rows& out, StreamRef = {}, const Options& = {});
+
+  /// out.x[token] = bias + the sum, over ranks ascending, of that rank's row for it: FP32, rounded once, unweighted.
+  /// out.weights likewise when in.weights is given.
+  Event combine(const CombineInput& in, const Handle&, const Rows& out, StreamRef = {}, const Options& = {});
+
+  /// x [num_tokens, hidden] bfloat16 to slabs of bfloat16 or FP8 (options.wire). routing.experts is required.
+  Pending low_latency_dispatch(const Shape&, const TensorView& x, const Routing&, const ExpertSlabs& out, StreamRef = {},
+                               const LowLatencyOptions& = {});
+  /// in: x, source and range as dispatch gave them; routing: experts and weights; out [num_tokens, hidden] bfloat16.
+  Pending low_latency_combine(const Shape&, const ExpertSlabs& in, const Routing&, const TensorView& out, StreamRef = {},
+                              const LowLatencyOptions& = {});
+  /// Zero copy: [local_experts, num_ranks * max_tokens, hidden] bfloat16; local, one address for the engine's life.
+  TensorView combine_buffer(const Shape&);
+
+  Layout layout(const Shape&, const Routing&, StreamRef = {});  ///< local
+  void barrier(StreamRef = {});                                 ///< of unmasked ranks
+  void masks(const TensorView& out, StreamRef = {});            ///< int32 [num_ranks], 1 = masked
+  void mask(int rank, StreamRef = {});                          ///< low latency only, local, Budget::masks
+  void unmask(int rank, StreamRef = {});  ///< asks the peer; takes effect on both sides at a turn both agreed on
+  TensorView memory(Mode, std::size_t offset, std::size_t bytes);  ///< a view of the engine's own payload memory
+
+  void check() const;  ///< never waits; throws this engine's first error, every time
+  /// Tells the peers why this rank leaves: they get kAborted with the text. The engine has failed afterwards.
+  void abandon(const std::string& why) noexcept;
+  void close();        ///< waits for every peer's closing word, at most close_timeout, and names who did not come
+
+  int rank() const;
+  int num_ranks() const;
+  const Topology& topology() const;
+  std::uint64_t ids_out_of_range() const;  ///< ids treated as -1 so far
+
+ private:
+  explicit Engine(std::unique_ptr<Core> core);
+  std::unique_ptr<Core> core_;
+};
+
+}  // namespace anyep
