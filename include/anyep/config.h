@@ -1,6 +1,7 @@
 // What an engine owns, what a call asks, and how an operation is tuned.
 #pragma once
 
+#include <anyep/event.h>
 #include <anyep/types.h>
 
 #include <chrono>
@@ -12,8 +13,6 @@
 #include <vector>
 
 namespace anyep {
-
-class Event;
 
 enum class Mode : std::uint8_t { kHighThroughput, kLowLatency };
 enum class Op : std::uint8_t { kRoute, kDispatch, kCombine, kLowLatencyDispatch, kLowLatencyCombine, kBarrier };
