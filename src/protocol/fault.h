@@ -1,0 +1,47 @@
+// The record that a failed wait leaves. The first one of an op wins; nothing traps.
+#pragma once
+
+#include <cstdint>
+
+#include "protocol/platform.h"
+
+namespace anyep::protocol {
+
+/// How a wait ended.
+enum class Ended : std::uint32_t { kReached = 0, kTimeout, kAborted, kMismatch, kPeerGone, kMasked };
+
+/// For whom a wait is, for messages and masks.
+struct Who {
+  std::int32_t peer;    ///< the rank that should write the word
+  std::uint32_t phase;  ///< Phase of the op
+};
+
+/// Fixed size, in memory that the host can read while a kernel runs.
+struct FaultRecord {
+  std::uint32_t claimed;  ///< 0 = empty; claimed by compare-and-swap
+  std::uint32_t ready;    ///< 1 = the fields below are whole
+  std::uint32_t ended;    ///< Ended
+  std::int32_t peer;
+  std::uint32_t phase;
+  std::uint32_t missing_low;  ///< reserved
+  std::uint64_t expected;
+  std::uint64_t seen;
+  std::uint64_t elapsed_ns;
+  std::uint64_t limit_ns;
+};
+
+/// Fills the record unless somebody else has.
+ANYEP_HD inline void leave_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
+                                  std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
+  if (!Shared(record.claimed).claim(0, 1, kRelaxed)) return;
+  record.ended = static_cast<std::uint32_t>(ended);
+  record.peer = who.peer;
+  record.phase = who.phase;
+  record.expected = expected;
+  record.seen = seen;
+  record.elapsed_ns = elapsed_ns;
+  record.limit_ns = limit_ns;
+  Shared(record.ready).store(1, kRelease);  // pattern Q: the reader acquires `ready` before the fields
+}
+
+}  // namespace anyep::protocol
