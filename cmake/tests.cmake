@@ -1,5 +1,6 @@
 # Each folder tests/<name> with .cc files is one executable test_<name>, registered with ctest; a folder with its own
-# CMakeLists.txt looks after itself. tests/support is linked into all of them; a main() there takes the place of gmock's.
+# CMakeLists.txt looks after itself, tests/package is a project of its own. tests/support is linked into all of them; a main()
+# there takes the place of gmock's.
 find_package(GTest REQUIRED)
 
 add_library(anyep_test_base INTERFACE)
@@ -17,7 +18,7 @@ else()
 endif()
 
 file(GLOB test_folders CONFIGURE_DEPENDS LIST_DIRECTORIES true tests/*)
-list(FILTER test_folders EXCLUDE REGEX "/support$")
+list(FILTER test_folders EXCLUDE REGEX "/(support|package)$")
 foreach(folder ${test_folders})
   cmake_path(GET folder FILENAME name)
   file(GLOB sources CONFIGURE_DEPENDS "${folder}/*.cc")
