@@ -40,7 +40,7 @@ inline constexpr std::uint64_t kNotInWindow = ~std::uint64_t{0};
 struct GrantRecord {
   std::uint32_t call;  ///< names the op
   std::uint32_t code;
-  std::int64_t room;   ///< rows this consumer can take in all; a producer writes none at or beyond it
+  std::int64_t room;                 ///< rows this consumer can take in all; a producer writes none at or beyond it
   std::uint64_t offset[kMaxFields];  ///< of row 0 in the consumer's window, or kNotInWindow
   std::uint64_t stride[kMaxFields];  ///< unused fields 0; 4 fields at most lie in a window
 };
@@ -49,11 +49,15 @@ struct GrantRecord {
 struct OfferRecord {
   std::uint32_t call;  ///< names the op
   std::uint32_t code;
-  std::uint32_t turns;            ///< of this op
-  std::uint32_t present;          ///< dispatch: fields in staging; combine: fields in slots
+  std::uint32_t turns;    ///< of this op
+  std::uint32_t present;  ///< dispatch: fields in staging; combine: fields in slots
   std::uint64_t tokens_per_turn;
   std::uint64_t offset[kMaxFields];  ///< combine: of row 0 in the producer's window, or kNotInWindow
 };
+
+/// What a call asked, in words, so that a rank that differs can say in what: kind, experts, top-k, hidden, dtype, most
+/// tokens, scales or extra bytes, flags (wire, hook, arithmetic).
+inline constexpr std::uint64_t kDescriptionWords = 8;
 
 struct WindowHeader {
   std::uint64_t magic;
@@ -70,20 +74,21 @@ inline constexpr std::uint32_t kWindowVersion = 1;
 struct WindowLayout {
   int num_ranks = 0;
   std::uint64_t header = 0, doorbell = 0;
-  std::uint64_t announced = 0;             ///< words: the op that each peer is in; written by the peer
+  std::uint64_t announced = 0;  ///< words: the op that each peer is in; written by the peer
+  std::uint64_t described = 0;  ///< kDescriptionWords words: this rank's current call; read by peers that differ
   std::uint64_t arrived[kNumStreams] = {};  ///< words, written by producers
   std::uint64_t credit[kNumStreams] = {};   ///< words, written by consumers
-  std::uint64_t grant = 0;                 ///< records of the dispatch stream, written by consumers
-  std::uint64_t offer[kNumStreams] = {};   ///< records, written by producers
-  std::uint64_t barrier = 0;               ///< words
-  std::uint64_t low_latency_arrived = 0;   ///< words: the turn's mark, rows or records are there
-  std::uint64_t low_latency_asked = 0;     ///< words: the weights of a combine turn are there
-  std::uint64_t counts = 0;                ///< [2][ranks][count_width] count words
+  std::uint64_t grant = 0;                  ///< records of the dispatch stream, written by consumers
+  std::uint64_t offer[kNumStreams] = {};    ///< records, written by producers
+  std::uint64_t barrier = 0;                ///< words
+  std::uint64_t low_latency_arrived = 0;    ///< words: the turn's mark, rows or records are there
+  std::uint64_t low_latency_asked = 0;      ///< words: the weights of a combine turn are there
+  std::uint64_t counts = 0;                 ///< [2][ranks][count_width] count words
   std::uint64_t count_width = 0;
-  std::uint64_t mailboxes = 0;             ///< [ranks][kRegions][kMailboxBytes]
-  std::uint64_t low_latency = 0;           ///< [kLowLatencyRegions][ranks][low_latency_region_bytes]
+  std::uint64_t mailboxes = 0;    ///< [ranks][kRegions][kMailboxBytes]
+  std::uint64_t low_latency = 0;  ///< [kLowLatencyRegions][ranks][low_latency_region_bytes]
   std::uint64_t low_latency_region_bytes = 0;
-  std::uint64_t slots = 0;                 ///< [ranks][kRegions][slot_region_bytes]
+  std::uint64_t slots = 0;  ///< [ranks][kRegions][slot_region_bytes]
   std::uint64_t slot_region_bytes = 0;
   std::uint64_t heap = 0, heap_bytes = 0;
   std::uint64_t bytes = 0;
@@ -91,7 +96,9 @@ struct WindowLayout {
 
   static constexpr WindowLayout make(const Budget& budget, int num_ranks);
 
-  std::uint64_t word(std::uint64_t array, int rank) const { return array + static_cast<std::uint64_t>(rank) * kWordBytes; }
+  std::uint64_t word(std::uint64_t array, int rank) const {
+    return array + static_cast<std::uint64_t>(rank) * kWordBytes;
+  }
   std::uint64_t record(std::uint64_t array, int rank) const {
     return array + static_cast<std::uint64_t>(rank) * kRecordStride;
   }
@@ -102,11 +109,12 @@ struct WindowLayout {
     return slots + (static_cast<std::uint64_t>(source) * kRegions + turn % kRegions) * slot_region_bytes;
   }
   std::uint64_t low_latency_region(int source, std::uint32_t turn) const {
-    return low_latency + (static_cast<std::uint64_t>(turn % kLowLatencyRegions) * static_cast<std::uint64_t>(num_ranks) +
-                          static_cast<std::uint64_t>(source)) *
-                             low_latency_region_bytes;
+    return low_latency +
+           (static_cast<std::uint64_t>(turn % kLowLatencyRegions) * static_cast<std::uint64_t>(num_ranks) +
+            static_cast<std::uint64_t>(source)) *
+               low_latency_region_bytes;
   }
-  std::uint64_t staging_bytes() const { return kRegions * staging_region_bytes; }
+  constexpr std::uint64_t staging_bytes() const { return kRegions * staging_region_bytes; }
   std::uint64_t staging_region(std::uint32_t turn) const { return turn % kRegions * staging_region_bytes; }
 
   static constexpr std::uint64_t kRecordStride = round_up(sizeof(GrantRecord), kRecordBytes);
@@ -129,6 +137,7 @@ constexpr WindowLayout WindowLayout::make(const Budget& budget, int num_ranks) {
   at.header = words.take(sizeof(WindowHeader));
   at.doorbell = words.take(2 * kWordBytes);
   at.announced = words.take(ranks * kWordBytes);
+  at.described = words.take(kDescriptionWords * sizeof(std::uint64_t));
   for (int stream = 0; stream < kNumStreams; ++stream) {
     at.arrived[stream] = words.take(ranks * kWordBytes);
     at.credit[stream] = words.take(ranks * kWordBytes);

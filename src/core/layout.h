@@ -12,7 +12,9 @@ namespace anyep::core {
 ANYEP_HD constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
-ANYEP_HD constexpr std::uint64_t ceil_div(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit; }
+ANYEP_HD constexpr std::uint64_t ceil_div(std::uint64_t value, std::uint64_t unit) {
+  return (value + unit - 1) / unit;
+}
 
 /// Takes one array after another; the only code that adds offsets. Each array starts on `alignment` bytes.
 class Cursor {
@@ -101,16 +103,16 @@ struct LowLatencyChoice {
   std::int32_t position;
 };
 
-/// A source's dispatch region at one destination: head, counts per local expert, then one record per token sent there, in
-/// token order. A record: {token, number of choices}, choices, scales, payload.
+/// A source's dispatch region at one destination: head, counts per local expert, then one record per token sent there,
+/// in token order. A record: {token, number of choices}, choices, scales, payload.
 struct DispatchRegionLayout {
-  std::uint64_t counts = 0;    ///< int32 per local expert
-  std::uint64_t records = 0;   ///< first record
-  std::uint64_t stride = 0;    ///< bytes of a record
-  std::uint64_t choices = 0;   ///< in a record
-  std::uint64_t scales = 0;    ///< in a record
-  std::uint64_t payload = 0;   ///< in a record
-  std::uint64_t bytes = 0;     ///< of the whole region at `max_tokens` records
+  std::uint64_t counts = 0;   ///< int32 per local expert
+  std::uint64_t records = 0;  ///< first record
+  std::uint64_t stride = 0;   ///< bytes of a record
+  std::uint64_t choices = 0;  ///< in a record
+  std::uint64_t scales = 0;   ///< in a record
+  std::uint64_t payload = 0;  ///< in a record
+  std::uint64_t bytes = 0;    ///< of the whole region at `max_tokens` records
 
   ANYEP_HD static constexpr DispatchRegionLayout make(std::uint64_t local_experts, std::uint64_t max_choices,
                                                       std::uint64_t scale_bytes, std::uint64_t payload_bytes,
@@ -140,11 +142,12 @@ struct LowLatencyWeight {
 };
 
 /// A sender's combine region at one destination. The first half is what a home asks (head, weights), the second what an
-/// expert rank answers (head, rows): rows[token] when it sums, rows[token][index among the token's experts there] otherwise.
+/// expert rank answers (head, rows): rows[token] when it sums, rows[token][index among the token's experts there]
+/// otherwise.
 struct CombineRegionLayout {
-  std::uint64_t weights = 0;     ///< LowLatencyWeight entries
-  std::uint64_t answer = 0;      ///< LowLatencyHead of the answer
-  std::uint64_t rows = 0;        ///< first row
+  std::uint64_t weights = 0;  ///< LowLatencyWeight entries
+  std::uint64_t answer = 0;   ///< LowLatencyHead of the answer
+  std::uint64_t rows = 0;     ///< first row
   std::uint64_t row_stride = 0;
   std::uint64_t rows_per_token = 1;
   std::uint64_t bytes = 0;

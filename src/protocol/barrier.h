@@ -19,7 +19,8 @@ inline void enter_barrier(std::uint64_t& word_at_peer, Doorbell& peer_bell, std:
 }
 
 /// Waits until one peer has entered.
-[[nodiscard]] inline Ended wait_barrier(const Waiter& w, const Who& who, std::uint64_t& word_of_peer, std::uint64_t mark) {
+[[nodiscard]] inline Ended wait_barrier(const Waiter& w, const Who& who, std::uint64_t& word_of_peer,
+                                        std::uint64_t mark) {
   return wait(w, who, word_of_peer, mark);
 }
 

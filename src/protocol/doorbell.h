@@ -4,9 +4,9 @@
 //   sleepers  the sleeper  sleeper, +1 / -1  every publisher  sequentially consistent RMW   threads that may sleep here
 //   bell      the sleeper  every publisher   sleeper (futex)  relaxed; the kernel orders it  moves when somebody rang
 //
-// Memory model pattern H, as read-modify-writes so that ThreadSanitizer sees the order: a sleeper registers, looks at its word
-// again and only then sleeps; a publisher stores its word, then reads the register by a read-modify-write. One of the two sees
-// the other, so no wake-up is lost; a sleep lasts at most 1 ms all the same.
+// Memory model pattern H, as read-modify-writes so that ThreadSanitizer sees the order: a sleeper registers, looks at
+// its word again and only then sleeps; a publisher stores its word, then reads the register by a read-modify-write. One
+// of the two sees the other, so no wake-up is lost; a sleep lasts at most 1 ms all the same.
 #pragma once
 
 #include <cstdint>

@@ -12,10 +12,11 @@
 //   taken    consumer  consumer    consumer  plain               last turn taken; likewise
 //
 // Invariant   taken <= arrived <= credit <= taken + regions. Several regions make a ring.
-// Grant       where rows move from op to op: when the op starts, and never beyond the op's last turn. Ring regions: after
+// Grant       where rows move from op to op: when the op starts, and never beyond the op's last turn. Ring regions:
+// after
 //             take(), always `regions` ahead; formatted so before the first op.
-// Op          credits run on from op to op, so the marks carry only the stream's code; grant, offer and announcement name the op.
-// Lifetime    zeroed before the window is exported, then only forward: a fast rank may be one turn ahead.
+// Op          credits run on from op to op, so the marks carry only the stream's code; grant, offer and announcement
+// name the op. Lifetime    zeroed before the window is exported, then only forward: a fast rank may be one turn ahead.
 // Model       handoff.pml
 #pragma once
 
@@ -83,8 +84,8 @@ class Consumer {
   /// The turn that take() will end.
   std::uint32_t turn() const { return next_epoch(*end_.last); }
 
-  /// Lets the producer write `regions` turns beyond the last one taken. The grant, and this end's reads of the region that is
-  /// given back, come before this (pattern F, litmus slot-reuse).
+  /// Lets the producer write `regions` turns beyond the last one taken. The grant, and this end's reads of the region
+  /// that is given back, come before this (pattern F, litmus slot-reuse).
   void grant(std::uint32_t regions) {
     const std::uint32_t until = Producer::advance(*end_.last, regions);
     Shared(*end_.credit).store(make_mark(generation_, until, code_), kRelease);

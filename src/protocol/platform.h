@@ -53,7 +53,8 @@ class Shared {
   T& word_;
 };
 
-/// Nanoseconds of a clock that never goes back: %globaltimer on the GPU (cycle counters change speed), CLOCK_MONOTONIC here.
+/// Nanoseconds of a clock that never goes back: %globaltimer on the GPU (cycle counters change speed), CLOCK_MONOTONIC
+/// here.
 ANYEP_HD inline std::uint64_t now_ns() {
 #if defined(__CUDA_ARCH__)
   std::uint64_t now;

@@ -1,7 +1,7 @@
 // The one wait. Only this file loops on words that other ranks write.
 //
-// CPU ranks spin, then yield, then block on the rank's doorbell. After the spin every poll looks at the abort word, at the
-// peer's announcement of its op, at whether the peer is gone or masked, and at the clock.
+// CPU ranks spin, then yield, then block on the rank's doorbell. After the spin every poll looks at the abort word, at
+// the peer's announcement of its op, at whether the peer is gone or masked, and at the clock.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,17 @@ namespace anyep::protocol {
 
 /// What every wait of one op looks at besides its word. Lives as long as the op.
 struct Waiter {
-  std::uint64_t* abort = nullptr;          ///< own rank's abort word; nonzero = leave
-  Doorbell* doorbell = nullptr;            ///< own rank's; CPU only
+  std::uint64_t* abort = nullptr;  ///< own rank's abort word; nonzero = leave
+  Doorbell* doorbell = nullptr;    ///< own rank's; CPU only
   FaultRecord* record = nullptr;
-  std::uint64_t start_ns = 0;              ///< of the op
-  std::uint64_t limit_ns = 0;              ///< of the op, from start_ns
-  std::uint64_t* announced = nullptr;      ///< [ranks * stride] mark of the op each peer is in; nullptr = not looked at
-  std::uint64_t announced_stride = 0;      ///< in words
-  std::uint64_t announcement = 0;          ///< the mark that this op announced
-  std::uint32_t* gone = nullptr;           ///< [ranks] 1 = the peer's process is known to be dead; nullptr = not looked at
-  std::uint32_t* masked = nullptr;         ///< [ranks] 1 = masked; nullptr = this op knows no masks
-  std::uint64_t* waited_ns = nullptr;      ///< [ranks] time waited for each peer is added; nullptr = not counted
+  std::uint64_t start_ns = 0;          ///< of the op
+  std::uint64_t limit_ns = 0;          ///< of the op, from start_ns
+  std::uint64_t* announced = nullptr;  ///< [ranks * stride] mark of the op each peer is in; nullptr = not looked at
+  std::uint64_t announced_stride = 0;  ///< in words
+  std::uint64_t announcement = 0;      ///< the mark that this op announced
+  std::uint32_t* gone = nullptr;       ///< [ranks] 1 = the peer's process is known to be dead; nullptr = not looked at
+  std::uint32_t* masked = nullptr;     ///< [ranks] 1 = masked; nullptr = this op knows no masks
+  std::uint64_t* waited_ns = nullptr;  ///< [ranks] time waited for each peer is added; nullptr = not counted
 };
 
 /// Spins before the first yield: about 10 us of polling on a 3 GHz core, the order of a peer's op start.
@@ -38,7 +38,8 @@ inline constexpr std::uint64_t kSleepNs = 1'000'000;
 inline constexpr unsigned kPollsPerCheck = 1000;
 
 /// Leaves a record and says how the wait ended.
-ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t expected, std::uint64_t seen, Ended ended) {
+ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t expected, std::uint64_t seen,
+                              Ended ended) {
   leave_record(*w.record, ended, who, expected, seen, now_ns() - w.start_ns, w.limit_ns);
   return ended;
 }
@@ -56,7 +57,8 @@ ANYEP_HD inline Ended look_around(const Waiter& w, const Who& who) {
   return now_ns() - w.start_ns > w.limit_ns ? Ended::kTimeout : Ended::kReached;
 }
 
-/// Polls until `there(load(order))` holds for the word. `there` is asked with a relaxed value; one acquire ends the wait.
+/// Polls until `there(load(order))` holds for the word. `there` is asked with a relaxed value; one acquire ends the
+/// wait.
 template <class There>
 ANYEP_HD Ended wait_until(const Waiter& w, const Who& who, std::uint64_t& word, std::uint64_t expected, There&& there) {
   if (there(Shared(word).load(kAcquire))) return Ended::kReached;

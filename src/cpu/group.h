@@ -1,0 +1,131 @@
+// The membership of one CPU rank in its group: everybody's windows, the watcher's ear, and how the group fails.
+#pragma once
+
+#include <anyep/bootstrap.h>
+#include <anyep/config.h>
+#include <anyep/error.h>
+#include <anyep/topology.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bootstrap/control.h"
+#include "core/buffers.h"
+#include "cpu/memory.h"
+#include "protocol/doorbell.h"
+#include "protocol/handoff.h"
+
+namespace anyep::cpu {
+
+/// Message::kind on the control links.
+enum MessageKind : std::uint32_t {
+  kMessageClosing = 1,  ///< orderly close
+  kMessageLeaving,      ///< an error's code (a), its peers as a bit mask of ranks < 64 (b), its text
+  kMessageRefused,      ///< call number (a) was refused locally; code (b); its text
+  kMessageUnmask,       ///< asks: count me in again; a = my next low-latency turn
+  kMessageUnmaskYes,    ///< a = the turn from which both count each other in
+};
+
+class Group final : public control::Listener {
+ public:
+  /// Collective, all or none.
+  static std::unique_ptr<Group> create(const Budget&, const Topology&, const Tuning&, Bootstrap&);
+  ~Group() override;
+
+  int rank() const { return rank_; }
+  int num_ranks() const { return layout_.num_ranks; }
+  std::uint16_t generation() const { return generation_; }
+  const core::WindowLayout& layout() const { return layout_; }
+  const Budget& budget() const { return budget_; }
+  const Tuning& tuning() const { return tuning_; }
+  const Topology& topology() const { return topology_; }
+
+  RankMemory& memory(int rank) const { return *memories_[static_cast<std::size_t>(rank)]; }
+  const std::shared_ptr<RankMemory>& own_memory() const { return memories_[static_cast<std::size_t>(rank_)]; }
+  std::byte* own(std::uint64_t offset) const { return memory(rank_).at(offset); }
+  std::byte* peer(int rank, std::uint64_t offset) const { return memory(rank).at(offset); }
+  /// The word of `array` at `holder`'s window that belongs to the pair with `other`.
+  std::uint64_t& word(int holder, std::uint64_t array, int other) const;
+  protocol::Doorbell& doorbell(int rank) const;
+
+  /// This rank's ends of a stream: as producer to, as consumer from, `peer`.
+  protocol::HandoffEnd producer_end(core::Stream stream, int peer);
+  protocol::HandoffEnd consumer_end(core::Stream stream, int peer);
+
+  // ---- failure ----
+  std::uint64_t* abort_word() { return &abort_; }
+  std::uint32_t* gone() { return gone_.data(); }      ///< [ranks] 1 = known dead
+  std::uint32_t* masked() { return masked_.data(); }  ///< [ranks] 1 = masked in low latency
+  /// Keeps the first error, sets the abort word and tells the peers why this rank leaves. Later calls keep the first.
+  void fail(const Error& error) noexcept;
+  void refused(std::uint32_t call,
+               const Error& error) noexcept;  ///< tells the peers that this rank will not run a call
+  /// This rank refused call `call` itself: peers' refusals of it mean nothing.
+  void forget_refusals(std::uint32_t call) noexcept;
+  /// This rank starts to run `call`: if a peer has refused it, or does so later, the group fails with the peer's
+  /// reason.
+  void begin_call(std::uint32_t call) noexcept;
+  std::optional<Error> first_error() const;
+  bool failed() const;
+
+  // ---- masks and turns of low latency ----
+  /// Starts the next turn: masks whose agreed turn has come are lifted.
+  std::uint32_t next_low_latency_turn();
+  void set_mask(int peer, bool masked) noexcept;
+  /// Asks `peer` over the control link to count this rank in again, from a turn that both agree on; until then the mask
+  /// stays. Waits at most `limit_ns`; false when the peer is gone or does not answer.
+  bool ask_unmask(int peer, std::uint64_t limit_ns);
+
+  /// Says goodbye; waits for everyone's, at most the close limit; releases everything. Ranks that did not come.
+  std::vector<int> close();
+  void stop() noexcept;  ///< local: stops the watcher
+
+  /// Zero-copy combine input, private to this rank.
+  std::byte* combine_buffer(std::uint64_t bytes);
+
+ private:
+  Group() = default;
+  void on_message(int peer, const control::Message& message) noexcept override;
+  void on_death(int peer, const char* how) noexcept override;
+  void on_hangup(int peer) noexcept override;
+  void take_error(const Error& error, bool tell) noexcept;
+  void wake_own() noexcept;
+
+  void connect(const Error* mine, Bootstrap&, Deadline);
+  void compare(Deadline);
+  void share_memory(Deadline);
+
+  int rank_ = 0;
+  std::uint16_t generation_ = 0;
+  Budget budget_;
+  Tuning tuning_;
+  Topology topology_;
+  core::WindowLayout layout_;
+  std::unique_ptr<control::Control> control_;
+  std::vector<std::shared_ptr<RankMemory>> memories_;
+  std::vector<std::uint32_t> sent_, taken_;  ///< [streams * ranks] last turns of this rank's ends
+  Mapping combine_buffer_;
+
+  std::uint64_t abort_ = 0;
+  std::vector<std::uint32_t> gone_, masked_;
+  mutable std::mutex mutex_;  ///< guards what follows
+  std::condition_variable changed_;
+  std::optional<Error> first_error_;
+  struct Refusal {
+    std::uint32_t call;
+    Error error;
+  };
+  std::vector<Refusal> refusals_;
+  std::uint32_t running_call_ = 0;             ///< 0 = none
+  std::vector<std::uint8_t> closing_, ended_;  ///< [ranks] said goodbye; will say nothing more
+  std::vector<std::uint32_t> unmask_turn_;     ///< [ranks] the agreed turn, 0 = none
+  std::uint32_t low_latency_turn_ = protocol::kFirstEpoch;
+  bool stopped_ = false;
+};
+
+}  // namespace anyep::cpu

@@ -1,0 +1,260 @@
+// How a group fails, masks and ends: everything that the watcher or an error starts.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "core/log.h"
+#include "core/tuning.h"
+#include "cpu/group.h"
+
+namespace anyep::cpu {
+namespace {
+
+control::Message message_of(std::uint32_t kind, std::uint16_t generation, std::uint64_t a, std::uint64_t b,
+                            std::string_view text) {
+  control::Message message;
+  message.kind = kind;
+  message.generation = generation;
+  message.a = a;
+  message.b = b;
+  const std::size_t length = std::min(text.size(), sizeof(message.text) - 1);
+  std::memcpy(message.text, text.data(), length);
+  return message;
+}
+
+std::string_view text_of(const control::Message& message) {
+  return {message.text, ::strnlen(message.text, sizeof(message.text))};
+}
+
+std::uint64_t bits_of(const std::vector<int>& ranks) {
+  std::uint64_t bits = 0;
+  for (const int rank : ranks) bits |= rank >= 0 && rank < 64 ? std::uint64_t{1} << rank : 0;
+  return bits;
+}
+
+ErrorCode code_from(std::uint64_t value) {
+  return value <= static_cast<std::uint64_t>(ErrorCode::kInternal) ? static_cast<ErrorCode>(value)
+                                                                   : ErrorCode::kAborted;
+}
+
+/// What this rank throws when `peer` says that it leaves: death, silence and disagreement keep their class.
+Error relayed(int rank, int peer, const control::Message& message) {
+  const ErrorCode theirs = code_from(message.a);
+  const bool keeps = theirs == ErrorCode::kMismatch || theirs == ErrorCode::kTimeout || theirs == ErrorCode::kPeerDead;
+  Error error(keeps ? theirs : ErrorCode::kAborted, fmt::format("rank {} leaves: {}", peer, text_of(message)));
+  error.rank = rank;
+  for (int one = 0; one < 64; ++one) {
+    if (keeps && (message.b >> one & 1u) != 0) error.peers.push_back(one);
+  }
+  if (error.peers.empty()) error.peers = {peer};
+  return error;
+}
+
+}  // namespace
+
+void Group::wake_own() noexcept {
+  protocol::ring(doorbell(rank_));
+  changed_.notify_all();
+}
+
+void Group::take_error(const Error& error, bool tell) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (first_error_) return;
+    first_error_ = error;
+  }
+  protocol::Shared(abort_).store(1, protocol::kRelease);
+  if (tell) {
+    control_->tell_all(message_of(kMessageLeaving, generation_, static_cast<std::uint64_t>(error.code),
+                                  bits_of(error.peers), error.what()));
+  }
+  wake_own();
+}
+
+void Group::fail(const Error& error) noexcept {
+  take_error(error, true);
+}
+
+std::optional<Error> Group::first_error() const {
+  const std::lock_guard lock(mutex_);
+  return first_error_;
+}
+
+bool Group::failed() const {
+  return protocol::Shared(const_cast<std::uint64_t&>(abort_)).load(protocol::kAcquire) != 0;
+}
+
+void Group::refused(std::uint32_t call, const Error& error) noexcept {
+  forget_refusals(call);
+  control_->tell_all(
+      message_of(kMessageRefused, generation_, call, static_cast<std::uint64_t>(error.code), error.what()));
+}
+
+void Group::forget_refusals(std::uint32_t call) noexcept {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(refusals_, [call](const Refusal& one) { return !protocol::not_before(one.call, call + 1); });
+}
+
+void Group::begin_call(std::uint32_t call) noexcept {
+  std::optional<Error> refusal;
+  {
+    const std::lock_guard lock(mutex_);
+    running_call_ = call;
+    for (const Refusal& one : refusals_) {
+      if (one.call == call) refusal = one.error;
+    }
+  }
+  if (refusal) take_error(*refusal, true);
+}
+
+void Group::on_message(int peer, const control::Message& message) noexcept {
+  if (message.generation != generation_) return;
+  const auto at = static_cast<std::size_t>(peer);
+  switch (message.kind) {
+    case kMessageClosing: {
+      const std::lock_guard lock(mutex_);
+      closing_[at] = ended_[at] = 1;
+      break;
+    }
+    case kMessageLeaving: {
+      const std::lock_guard lock(mutex_);
+      ended_[at] = 1;
+    }
+      if (budget_.masks) {
+        set_mask(peer, true);
+      } else {
+        take_error(relayed(rank_, peer, message), false);
+      }
+      break;
+    case kMessageRefused: {
+      Error error(ErrorCode::kAborted, fmt::format("rank {} refused the call: {}", peer, text_of(message)));
+      error.rank = rank_;
+      error.peers = {peer};
+      const auto call = static_cast<std::uint32_t>(message.a);
+      bool running = false;
+      {
+        const std::lock_guard lock(mutex_);
+        refusals_.push_back({call, error});
+        running = running_call_ == call;
+      }
+      if (running) take_error(error, true);
+      break;
+    }
+    case kMessageUnmask: {
+      std::uint32_t turn = static_cast<std::uint32_t>(message.a);
+      {
+        const std::lock_guard lock(mutex_);
+        const std::uint32_t mine = protocol::next_epoch(low_latency_turn_);
+        if (protocol::not_before(mine, turn)) turn = mine;
+        unmask_turn_[at] = turn;
+      }
+      control_->tell(peer, message_of(kMessageUnmaskYes, generation_, turn, 0, ""));
+      break;
+    }
+    case kMessageUnmaskYes: {
+      const std::lock_guard lock(mutex_);
+      unmask_turn_[at] = static_cast<std::uint32_t>(message.a);
+      break;
+    }
+    default:
+      core::log_warning(fmt::format("rank {} sent a message of unknown kind {}", peer, message.kind));
+  }
+  if (message.kind == kMessageClosing || message.kind == kMessageLeaving) {
+    protocol::Shared(gone_[at]).store(1u, protocol::kRelease);
+  }
+  wake_own();
+}
+
+void Group::on_death(int peer, const char* how) noexcept {
+  const auto at = static_cast<std::size_t>(peer);
+  bool closed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    closed = closing_[at] != 0;
+    ended_[at] = 1;
+  }
+  protocol::Shared(gone_[at]).store(1u, protocol::kRelease);
+  if (budget_.masks) {
+    set_mask(peer, true);
+    core::log_warning(fmt::format("rank {} died ({}); low latency goes on without it", peer, how));
+  } else if (!closed) {
+    Error error(ErrorCode::kPeerDead, fmt::format("rank {} died (noticed by its {})", peer, how));
+    error.rank = rank_;
+    error.peers = {peer};
+    take_error(error, true);
+  }
+  wake_own();
+}
+
+void Group::on_hangup(int peer) noexcept {
+  const auto at = static_cast<std::size_t>(peer);
+  bool announced = false;
+  {
+    const std::lock_guard lock(mutex_);
+    announced = ended_[at] != 0;
+    ended_[at] = 1;
+  }
+  protocol::Shared(gone_[at]).store(1u, protocol::kRelease);
+  if (budget_.masks) {
+    set_mask(peer, true);
+  } else if (!announced) {
+    Error error(ErrorCode::kAborted, fmt::format("rank {} closed its links without a word", peer));
+    error.rank = rank_;
+    error.peers = {peer};
+    take_error(error, true);
+  }
+  wake_own();
+}
+
+void Group::set_mask(int peer, bool masked) noexcept {
+  protocol::Shared(masked_[static_cast<std::size_t>(peer)]).store(masked ? 1u : 0u, protocol::kRelaxed);
+}
+
+std::uint32_t Group::next_low_latency_turn() {
+  const std::lock_guard lock(mutex_);
+  low_latency_turn_ = protocol::next_epoch(low_latency_turn_);
+  for (std::size_t peer = 0; peer < unmask_turn_.size(); ++peer) {
+    if (unmask_turn_[peer] == 0 || !protocol::not_before(low_latency_turn_, unmask_turn_[peer])) continue;
+    unmask_turn_[peer] = 0;
+    if (protocol::Shared(gone_[peer]).load(protocol::kRelaxed) == 0) set_mask(static_cast<int>(peer), false);
+  }
+  return low_latency_turn_;
+}
+
+bool Group::ask_unmask(int peer, std::uint64_t limit_ns) {
+  const auto at = static_cast<std::size_t>(peer);
+  std::unique_lock lock(mutex_);
+  unmask_turn_[at] = 0;
+  const std::uint32_t mine = protocol::next_epoch(low_latency_turn_);
+  lock.unlock();
+  if (!control_->tell(peer, message_of(kMessageUnmask, generation_, mine, 0, ""))) return false;
+  lock.lock();
+  return changed_.wait_for(lock, std::chrono::nanoseconds(limit_ns), [&] {
+    return unmask_turn_[at] != 0 || ended_[at] != 0;
+  }) && unmask_turn_[at] != 0;
+}
+
+std::vector<int> Group::close() {
+  control_->tell_all(message_of(kMessageClosing, generation_, 0, 0, ""));
+  const auto limit = core::scaled(tuning_.close_timeout, tuning_);
+  std::vector<int> missing;
+  {
+    std::unique_lock lock(mutex_);
+    const auto everybody = [&] {
+      for (int peer = 0; peer < num_ranks(); ++peer) {
+        if (peer != rank_ && ended_[static_cast<std::size_t>(peer)] == 0) return false;
+      }
+      return true;
+    };
+    changed_.wait_for(lock, limit, everybody);
+    for (int peer = 0; peer < num_ranks(); ++peer) {
+      if (peer != rank_ && ended_[static_cast<std::size_t>(peer)] == 0) missing.push_back(peer);
+    }
+  }
+  stop();
+  return missing;
+}
+
+}  // namespace anyep::cpu
