@@ -9,6 +9,9 @@
 
 namespace anyep::core {
 
+/// Ranks of one group. A process holds up to three descriptors per peer (link, process, window): 1024 ranks stay below
+/// 4096, the usual hard limit of descriptors.
+inline constexpr int kMaxRanks = 1024;
 /// Top-k of every mode: V1's bound for high throughput, kept for all.
 inline constexpr int kMaxTopK = 32;
 /// Experts of one group; local ids and counts are 32 bits, boards and tables of this size stay small.
