@@ -1,0 +1,29 @@
+// Worlds that can play a scenario. The oracle needs no engine; the others are groups of ranks.
+#pragma once
+
+#include <string>
+
+#include "support/outputs.h"
+#include "support/scenario.h"
+
+namespace anyep::test {
+
+enum class World { kOracle, kThreads, kProcesses };
+/// The list that parameterised tests run over: a new backend is one more entry.
+inline constexpr World kWorlds[] = {World::kOracle, World::kThreads, World::kProcesses};
+inline constexpr World kEngineWorlds[] = {World::kThreads, World::kProcesses};
+
+/// "Oracle", "Threads", "Processes".
+const char* name_of(World world);
+
+/// Plays the scenario; one entry per rank. A rank that ended in an exception has a field "failed" with its text.
+Outputs run(World world, const Scenario& scenario);
+
+/// The oracle's answer to the scenario.
+Outputs oracle_outputs(const Scenario& scenario);
+
+/// Fails the current test unless this world gives what the oracle gives; in the oracle's own world, unless its answer
+/// has the properties that are computed without it (properties.h).
+void expect_conforms(World world, const Scenario& scenario);
+
+}  // namespace anyep::test
