@@ -19,7 +19,7 @@ enum class Kind : std::uint8_t {
   kUniform,     ///< (uniform) every expert alike
   kBalanced,    ///< (balanced) choices spread evenly over the experts, rotated by one per token: exactly even
   kLognormal,   ///< (lognormal:S) popularity exp(N(0, S)), drawn once per seed
-  kMaxVio,      ///< (maxvio:V) lognormal whose S gives rank max/mean - 1 = V; looks at num_ranks
+  kMaxVio,      ///< (maxvio:V) lognormal whose S gives max/mean - 1 = V of the pairs per rank; looks at num_ranks
   kSorted,      ///< (sorted:S) lognormal with the most popular experts first: the worst placement
   kPowerLaw,    ///< (powerlaw:A) popularity from the density x^-A on [1, 0.8 * 4096]
   kZipf,        ///< (zipf:S) popularity rank^-S, shuffled
@@ -56,8 +56,8 @@ struct Request {
   std::uint64_t seed = 1;
   std::uint64_t step = 0;  ///< batches of one seed differ by it
   int num_experts = 256;
-  int top_k = 8;      ///< 1..32, at most num_experts
-  int num_ranks = 1;  ///< at most num_experts
+  int top_k = 8;  ///< 1..32, at most num_experts
+  int num_ranks = 1;
   std::int64_t tokens_per_rank = 4096;
 };
 
@@ -108,7 +108,7 @@ struct ANYEP_API Statistics {
 };
 
 /// Experts lie on ranks in contiguous blocks whose sizes differ by at most one, larger ones first.
-/// @throws Error kArgument: an id that is not below num_experts, more ranks than experts.
+/// @throws Error kArgument: an id that is not below num_experts, or a batch whose sizes do not fit together.
 ANYEP_API Statistics measure(const Batch& batch, int num_experts, int num_ranks);
 
 /// A text file of ids and weights (docs/trace_format.md). Weights survive to the bit.
