@@ -56,7 +56,8 @@ void throw_resource(std::string_view op, std::string_view call, int error_number
   if (error_number != 0) {
     text += fmt::format(": {} (errno {})", std::generic_category().message(error_number), error_number);
   }
-  if (need != 0 || have != 0) text += fmt::format(", need {}, have {}", need, have);
+  if (need != 0) text += fmt::format(", need {}", need);
+  if (have != 0) text += fmt::format(", have {}", have);
   Error error(ErrorCode::kResource, text);
   error.op = op;
   error.need = need;

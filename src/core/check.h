@@ -19,8 +19,8 @@ namespace anyep::core {
 [[noreturn]] void throw_capacity(std::string_view op, std::string_view what, std::uint64_t need, std::uint64_t have,
                                  std::string_view remedy = {});
 
-/// kResource. what(): "<op>: <call> failed: <text of error_number> (errno <n>)[, need <need>, have <have>]". Zero for
-/// both numbers means that they are not known, zero for error_number that no system call failed.
+/// kResource. what(): "<op>: <call> failed: <text of error_number> (errno <n>), need <need>, have <have>". Zero for a
+/// number means that it is not known, zero for error_number that no system call failed; what is not known is left out.
 [[noreturn]] void throw_resource(std::string_view op, std::string_view call, int error_number, std::uint64_t need = 0,
                                  std::uint64_t have = 0);
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <limits>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "core/check.h"
@@ -13,36 +14,46 @@
 namespace anyep::v1 {
 namespace {
 
-// An integer whose sums and products throw when 64 bits do not hold them.
+// An integer that remembers whether 64 bits held everything it was computed from.
 class Checked {
  public:
-  Checked(std::int64_t value, std::string_view op) : value_(value), op_(op) {}
-  std::int64_t value() const { return value_; }
+  Checked(std::int64_t value) : value_(value) {}  // implicit: the formulas below mix it with numbers
 
   friend Checked operator+(Checked a, Checked b) {
-    std::int64_t sum = 0;
-    if (__builtin_add_overflow(a.value_, b.value_, &sum)) a.overflow("sum", b);
-    return {sum, a.op_};
+    Checked sum(0);
+    sum.overflowed_ = __builtin_add_overflow(a.value_, b.value_, &sum.value_) || a.overflowed_ || b.overflowed_;
+    return sum;
   }
   friend Checked operator*(Checked a, Checked b) {
-    std::int64_t product = 0;
-    if (__builtin_mul_overflow(a.value_, b.value_, &product)) a.overflow("product", b);
-    return {product, a.op_};
+    Checked product(0);
+    product.overflowed_ = __builtin_mul_overflow(a.value_, b.value_, &product.value_) || a.overflowed_ || b.overflowed_;
+    return product;
   }
-  friend Checked operator+(Checked a, std::int64_t b) { return a + Checked(b, a.op_); }
-  friend Checked operator*(Checked a, std::int64_t b) { return a * Checked(b, a.op_); }
-  friend Checked operator/(Checked a, std::int64_t b) { return {a.value_ / b, a.op_}; }
-  friend Checked larger(Checked a, Checked b) { return a.value_ < b.value_ ? b : a; }
-  friend Checked rounded_up(Checked a, std::int64_t multiple) { return (a + (multiple - 1)) / multiple * multiple; }
+  friend Checked larger(Checked a, Checked b) {
+    Checked result(std::max(a.value_, b.value_));
+    result.overflowed_ = a.overflowed_ || b.overflowed_;
+    return result;
+  }
+  friend Checked divided(Checked a, std::int64_t divisor) {
+    a.value_ /= divisor;
+    return a;
+  }
+  friend Checked rounded_up(Checked a, std::int64_t multiple) {
+    return divided(a + (multiple - 1), multiple) * multiple;
+  }
+
+  /// @throws Error kArgument with the call's arguments, `got` as the caller gave them.
+  std::int64_t value_or_throw(std::string_view op, std::string_view arguments, const std::string& got) const {
+    if (overflowed_) {
+      core::throw_argument(op, arguments, got, "what needs less than 2^63 bytes",
+                           "The shape is too large for any memory");
+    }
+    return value_;
+  }
 
  private:
-  [[noreturn]] void overflow(std::string_view what, Checked other) const {
-    core::throw_argument(op_, what, fmt::format("{} and {}", value_, other.value_), "below 2^63 bytes",
-                         "The shape is too large for any memory");
-  }
-
   std::int64_t value_;
-  std::string_view op_;
+  bool overflowed_ = false;
 };
 
 void check_range(std::string_view op, std::string_view argument, std::int64_t value, std::int64_t least) {
@@ -83,9 +94,15 @@ Config default_config(std::string_view op, std::span<const Entry> table, int num
 }
 
 // Bytes of one slot of a receive queue: row, source metadata, then ids, weights and scales at V1's widest (128 each).
-Checked slot_bytes(Checked hidden_bytes, int topk_idx_bytes) {
-  return hidden_bytes + 8 + 128 * static_cast<std::int64_t>(topk_idx_bytes) + 128 * 4 + 128 * 4;
+Checked slot_bytes(std::int64_t hidden_bytes, int topk_idx_bytes) {
+  return Checked(hidden_bytes) + (8 + 128 * std::int64_t{topk_idx_bytes} + 128 * 4 + 128 * 4);
 }
+
+std::string text(const Config& config, std::int64_t hidden_bytes, int num_ranks) {
+  return fmt::format("{{{}, {}, {}}}, {}, {}", config.num_sms, config.nvl_recv, config.rdma_recv, hidden_bytes,
+                     num_ranks);
+}
+constexpr std::string_view kHintArguments = "config {num_sms, nvl_recv, rdma_recv}, hidden_bytes, num_ranks";
 
 constexpr int kRanksPerNode = 8;  // of V1's formulas
 constexpr std::int64_t kGranule = 128;
@@ -96,7 +113,9 @@ Config make_config(int num_sms, int nvl_send, int nvl_recv, int rdma_send, int r
   constexpr std::string_view kOp = "make_config";
   check_range(kOp, "num_sms", num_sms, 0);
   check_range(kOp, "nvl_send", nvl_send, 1);
-  check_range(kOp, "nvl_recv", nvl_recv, std::int64_t{nvl_send} + 1);
+  if (nvl_recv <= nvl_send) {
+    core::throw_argument(kOp, "nvl_recv", fmt::format("{}", nvl_recv), fmt::format("above nvl_send = {}", nvl_send));
+  }
   check_range(kOp, "rdma_send", rdma_send, 1);
   check_range(kOp, "rdma_recv", rdma_recv, 1);
   const std::int64_t rounded = (std::int64_t{rdma_recv} + rdma_send - 1) / rdma_send * rdma_send;
@@ -122,11 +141,10 @@ std::int64_t nvl_size_hint(const Config& given, std::int64_t hidden_bytes, int n
   check_hint(kOp, hidden_bytes, num_ranks, topk_idx_bytes);
   const Config config = make_config(given.num_sms, given.nvl_send, given.nvl_recv, given.rdma_send, given.rdma_recv);
   const std::int64_t num_nodes = (std::int64_t{num_ranks} + kRanksPerNode - 1) / kRanksPerNode;
-  const Checked pairs = Checked(config.num_sms / 2, kOp) * std::min(num_ranks, kRanksPerNode);
-  return rounded_up(pairs * (2 * num_nodes + 3) * 4 +
-                        pairs * config.nvl_recv * slot_bytes({hidden_bytes, kOp}, topk_idx_bytes),
-                    kGranule)
-      .value();
+  const Checked pairs = Checked(config.num_sms / 2) * std::min(num_ranks, kRanksPerNode);
+  const Checked bytes =
+      pairs * (2 * num_nodes + 3) * 4 + pairs * config.nvl_recv * slot_bytes(hidden_bytes, topk_idx_bytes);
+  return rounded_up(bytes, kGranule).value_or_throw(kOp, kHintArguments, text(config, hidden_bytes, num_ranks));
 }
 
 std::int64_t rdma_size_hint(const Config& given, std::int64_t hidden_bytes, int num_ranks, int topk_idx_bytes) {
@@ -135,11 +153,10 @@ std::int64_t rdma_size_hint(const Config& given, std::int64_t hidden_bytes, int 
   const Config config = make_config(given.num_sms, given.nvl_send, given.nvl_recv, given.rdma_send, given.rdma_recv);
   if (num_ranks <= kRanksPerNode) return 0;
   const std::int64_t num_nodes = (std::int64_t{num_ranks} + kRanksPerNode - 1) / kRanksPerNode;
-  const Checked pairs = Checked(config.num_sms / 2, kOp) * num_nodes;
-  return rounded_up(pairs * ((8 * 2 + 2) * 2 * 4) +
-                        pairs * 2 * config.rdma_recv * (slot_bytes({hidden_bytes, kOp}, topk_idx_bytes) + 16),
-                    kGranule)
-      .value();
+  const Checked pairs = Checked(config.num_sms / 2) * num_nodes;
+  const Checked bytes =
+      pairs * ((8 * 2 + 2) * 2 * 4) + pairs * 2 * config.rdma_recv * (slot_bytes(hidden_bytes, topk_idx_bytes) + 16);
+  return rounded_up(bytes, kGranule).value_or_throw(kOp, kHintArguments, text(config, hidden_bytes, num_ranks));
 }
 
 std::int64_t low_latency_size_hint(std::int64_t max_tokens, std::int64_t hidden, int num_ranks,
@@ -149,17 +166,19 @@ std::int64_t low_latency_size_hint(std::int64_t max_tokens, std::int64_t hidden,
   check_range(kOp, "hidden", hidden, 1);
   check_range(kOp, "num_ranks", num_ranks, 1);
   check_range(kOp, "num_experts", num_experts, 1);
-  const Checked tokens(max_tokens, kOp);
-  const Checked elements(hidden, kOp);
-  const Checked experts(num_experts, kOp);
-  const Checked scale_bytes = (elements + 127) / 128 * 4;
+  const Checked tokens(max_tokens);
+  const Checked elements(hidden);
+  const Checked experts(num_experts);
+  const Checked scale_bytes = divided(elements + 127, 128) * 4;
   const Checked dispatch_bytes = larger(elements * 2, elements + scale_bytes) + 16;
   const Checked combine_bytes = scale_bytes + elements * 2;
   const Checked send = rounded_up(larger(tokens * dispatch_bytes, experts * tokens * combine_bytes), 16);
   const Checked receive = rounded_up(experts * tokens * larger(dispatch_bytes, combine_bytes), 16);
   const Checked signals = rounded_up(experts * 4, kGranule);
   const Checked total = (send + receive + signals) * 2;
-  return ((total + kGranule) / kGranule * kGranule).value();  // V1 always adds, also to a multiple
+  const Checked hint = divided(total + kGranule, kGranule) * kGranule;  // V1 always adds, also to a multiple
+  return hint.value_or_throw(kOp, "max_tokens, hidden, num_experts",
+                             fmt::format("{}, {}, {}", max_tokens, hidden, num_experts));
 }
 
 }  // namespace anyep::v1

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
@@ -214,6 +216,19 @@ TEST_F(EnvTest, EveryVariableIsDocumentedAndItsDefaultParses) {
     }
   }
 }
+
+#if defined(ANYEP_SOURCE_DIR)
+TEST_F(EnvTest, TheDocumentListsEveryVariableWithItsDefault) {
+  std::ifstream file(ANYEP_SOURCE_DIR "/docs/environment.md");
+  const std::string document{std::istreambuf_iterator<char>(file), {}};
+  for (const core::EnvVariable& variable : core::env_variables()) {
+    const std::size_t row = document.find("| `" + std::string(variable.name) + "` |");
+    ASSERT_NE(row, std::string::npos) << variable.name;
+    EXPECT_NE(document.substr(row, document.find('\n', row) - row).find(variable.fallback), std::string::npos)
+        << variable.name << " defaults to " << variable.fallback;
+  }
+}
+#endif
 
 TEST_F(EnvTest, FaultsInABuildWithoutThemAreWarnedAbout) {
   if (core::kFaultPoints) GTEST_SKIP() << "this build has fault points";

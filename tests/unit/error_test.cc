@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 
 #include <cerrno>
+#include <fstream>
+#include <iterator>
 #include <set>
 #include <string>
 
@@ -27,6 +29,17 @@ TEST(ErrorTest, EveryCodeHasItsOwnName) {
   EXPECT_STREQ(name_of(ErrorCode::kPeerDead), "kPeerDead");
   EXPECT_STREQ(name_of(static_cast<ErrorCode>(200)), "unknown");
 }
+
+#if defined(ANYEP_SOURCE_DIR)
+TEST(ErrorTest, TheDocumentListsEveryCode) {
+  std::ifstream file(ANYEP_SOURCE_DIR "/docs/errors.md");
+  const std::string document{std::istreambuf_iterator<char>(file), {}};
+  for (int code = 0; code <= static_cast<int>(ErrorCode::kInternal); ++code) {
+    const std::string name = name_of(static_cast<ErrorCode>(code));
+    EXPECT_NE(document.find("| `" + name + "` |"), std::string::npos) << name;
+  }
+}
+#endif
 
 TEST(ErrorTest, IsARuntimeErrorThatKeepsItsFieldsWhenCopied) {
   Error error(ErrorCode::kTimeout, "too late");

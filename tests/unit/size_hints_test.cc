@@ -133,7 +133,9 @@ TEST(SizeHintsTest, WhatSixtyFourBitsDoNotHoldIsRefused) {
   const Error error = thrown([] { low_latency_size_hint(std::int64_t{1} << 40, 7168, 8, std::int64_t{1} << 20); });
   EXPECT_EQ(error.code, ErrorCode::kArgument);
   EXPECT_EQ(error.op, "low_latency_size_hint");
-  EXPECT_THAT(error.what(), HasSubstr("below 2^63"));
+  EXPECT_EQ(error.argument, "max_tokens, hidden, num_experts");
+  EXPECT_EQ(error.got, "1099511627776, 7168, 1048576");
+  EXPECT_THAT(error.what(), HasSubstr("less than 2^63 bytes"));
   EXPECT_EQ(thrown([] { low_latency_size_hint(128, kHuge, 8, 256); }).code, ErrorCode::kArgument);
   EXPECT_EQ(thrown([] { low_latency_size_hint(kHuge, 1, 8, 1); }).code, ErrorCode::kArgument);
   EXPECT_EQ(thrown([] { low_latency_size_hint(0, 128, 8, kHuge); }).code, ErrorCode::kArgument);
