@@ -1,11 +1,12 @@
 /* Closing an engine and the life of its memory, under sequentially consistent memory.
  *
- * N ranks. Each fetches a last row from every peer's window, then stores its closing word there (and rings the doorbell there),
- * waits for every peer's closing word, and releases its memory. Its links hang up when it has gone.
+ * N ranks. Each fetches a last row from every peer's window, then says its closing word to every peer, waits for every
+ * peer's, and releases its memory. Its links hang up when it has gone; a link delivers what was said before it hangs up.
  *
- *   LIFE=0  the owner's release takes the window away from everybody      LIFE=1  every rank holds a mapping or a count of
- *                                                                         its own: memory goes with the last holder
- *   RING=1  a doorbell is rung in the peer's window after its word
+ *   LIFE=1  every rank holds a mapping or a count of its own:     LIFE=0  the owner's release takes the window away from
+ *           memory goes with the last holder                              everybody
+ *   RING=0  closing words are messages over the links             RING=1  they lie in the peer's window, and a doorbell is
+ *                                                                         rung there afterwards
  *   LATE=1  a rank may give up waiting (close_timeout) and leave
  *   DIES=1  one rank may be killed anywhere before it has gone
  *
@@ -21,7 +22,7 @@
 #define LIFE 1
 #endif
 #ifndef RING
-#define RING 1
+#define RING 0
 #endif
 #ifndef LATE
 #define LATE 0
@@ -47,9 +48,11 @@ proctype rank(byte me) {
     :: p < N ->
        if
        :: p != me ->
-          d_step { TOUCH(p); word[p*N+me] = true }
 #if RING
+          d_step { TOUCH(p); word[p*N+me] = true }
           TOUCH(p)
+#else
+          word[p*N+me] = true
 #endif
        :: else
        fi;

@@ -4,11 +4,15 @@
 Exhaustive search over all interleavings. Ranks send and receive K turns in order, at most F sent and not yet received (hooks).
 A plain turn writes, for each peer, rows into region (epoch mod B) and then the arrived mark, in two steps. A turn with weights
 (combine without a hook) first writes weights into the first part of the same region and the asked mark, waits for every peer's
-asked mark, reads its weights, and only then writes its rows. A receive waits for each source's arrived mark, then reads rows.
+asked mark, reads its weights, and only then writes its rows. A receive waits for each source's arrived mark, then reads rows;
+a read takes two steps and must find the turn's own data in both.
 
 Masks: a wait may end by masking the peer (a timeout, or a rank that stays silent for ever); a masked peer is neither written
-to nor waited for, and its turns are not read. Readmission is `agreed` (between two ops of both, from a turn that neither has
-sent) or `local` (one rank forgets its mask: wrong).
+to nor waited for, and its turns are not read. Readmission starts from a turn that neither has begun to send:
+  agreed      between two ops of both ranks, and each masks the other until that turn
+  inside      the same, while the other rank may be inside an op (wrong: it may still be reading)
+  one-sided   the other rank goes on counting the asker in until that turn (wrong: it takes that turn for an earlier one)
+  local       one rank just forgets its mask (wrong)
 
 Bad: a read finds another turn than its own (overwritten), or nobody can go on (deadlock).
 """
@@ -29,7 +33,7 @@ class Case(NamedTuple):
     weights: str = ""       # which turns carry weights: one letter per turn, repeated; w = with weights
     masks: bool = False     # a wait may end by masking the peer
     silent: bool = False    # the last rank stops after any step and says nothing
-    readmit: str = ""       # agreed, local
+    readmit: str = ""       # agreed, inside, one-sided, local
     last: int = NEVER       # epochs run to `last` and go on at `first`
     first: int = 4
 
@@ -47,6 +51,7 @@ class Rank(NamedTuple):
     received: int = 0
     doing: int = IDLE
     step: int = 0
+    reading: bool = False
 
 
 class State(NamedTuple):
@@ -112,7 +117,7 @@ class Search:
     def after(self, s, me, r, last):
         """s, with rank me one step further."""
         if not last:
-            return self.with_rank(s, me, r._replace(step=r.step + 1))
+            return self.with_rank(s, me, r._replace(step=r.step + 1, reading=False))
         if r.doing == SENDING:
             return self.with_rank(s, me, Rank(r.sent + 1, r.received))
         return self.with_rank(s, me, Rank(r.sent, r.received + 1))
@@ -122,7 +127,7 @@ class Search:
         program = self.program(me, turn)
         what, peer = program[r.step]
         last = r.step + 1 == len(program)
-        if turn < s.masked[me * c.ranks + peer]:
+        if turn < s.masked[me * c.ranks + peer] and not r.reading:
             yield self.after(s, me, r, last)
             return
         there, word = self.region(peer, me, turn), peer * c.ranks + me
@@ -143,15 +148,17 @@ class Search:
         c, turn = self.c, r.received + 1
         peers = [p for p in range(c.ranks) if p != me]
         peer, last = peers[r.step], r.step + 1 == len(peers)
-        if turn < s.masked[me * c.ranks + peer]:
+        if turn < s.masked[me * c.ranks + peer] and not r.reading:
             yield self.after(s, me, r, last)
             return
         yield from self.wait(s, me, r, peer, turn, s.arrived, s.rows, last)
 
     def wait(self, s, me, r, peer, turn, marks, data, last):
         c, at = self.c, me * self.c.ranks + peer
-        if marks[at] >= turn:
-            yield self.after(s, me, r, last) if data[self.region(me, peer, turn)] == turn else None
+        if r.reading or marks[at] >= turn:
+            right = data[self.region(me, peer, turn)] == turn
+            following = self.after(s, me, r, last) if r.reading else self.with_rank(s, me, r._replace(reading=True))
+            yield following if right else None
         elif c.masks:
             yield self.after(s._replace(masked=put(s.masked, at, NEVER)), me, r, last)
 
@@ -164,9 +171,11 @@ class Search:
                     continue
                 if c.readmit == "local":
                     yield s._replace(masked=put(s.masked, ab, 0))
-                elif s.ranks[b].doing == IDLE:
-                    turn = max(s.ranks[a].sent, s.ranks[b].sent) + 1
-                    yield s._replace(masked=put(put(s.masked, ab, turn), ba, turn))
+                elif c.readmit != "agreed" or s.ranks[b].doing == IDLE:
+                    turn = max(r.sent + 1 + (r.doing == SENDING) for r in (s.ranks[a], s.ranks[b]))
+                    both = c.readmit != "one-sided" or s.masked[ba] == NEVER
+                    masked = put(s.masked, ab, turn)
+                    yield s._replace(masked=put(masked, ba, turn) if both else masked)
 
     def ended(self, s):
         ranks = s.ranks[:-1] if s.silent else s.ranks
@@ -199,7 +208,8 @@ CASES = [
     Case("deadlock", 2, 2, 4, 2, silent=True), Case("ok", 2, 6, 4, 2, masks=True, silent=True),
     Case("ok", 2, 6, 4, 2, masks=True, weights="-w"),
     Case("overwritten", 2, 6, 3, 2, masks=True),
-    Case("ok", 2, 5, 4, 2, masks=True, readmit="agreed"), Case("overwritten", 2, 6, 4, 2, masks=True, readmit="local"),
+    Case("ok", 2, 5, 4, 2, masks=True, readmit="agreed"), Case("overwritten", 2, 8, 4, 2, masks=True, readmit="inside"),
+    Case("overwritten", 2, 6, 4, 2, masks=True, readmit="one-sided"), Case("overwritten", 2, 6, 4, 2, masks=True, readmit="local"),
 ]
 
 
