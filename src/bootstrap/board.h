@@ -1,0 +1,101 @@
+// Shared memory in which the ranks of one host post bytes for each other, before there is anything else between them.
+//
+//   word      written by       read by  order               meaning
+//   mark      slot's rank      all      release -> acquire  attempt (32 bits), round (32); 0 = being written, or
+//   withdrawn group,    slot's rank      all      release -> acquire  the post's members, the size of its exchange, its
+//   bytes: read size, at                                                like a seqlock, good if mark and group stay the
+//   same attempt   slot's rank      all      relaxed             the last attempt that this rank has begun, in whatever
+//   group posted    slot's rank      itself   relaxed             number of posts; the next one overwrites the last but
+//   one claim     any, by CAS      any      acquire-release     pid (32 bits), number of bootstraps (32) that act for
+//   the rank pid,      slot's rank      all      release -> acquire  the rank's process; they stay when the claim is
+//   given back start conflict  any              all      release -> acquire  attempt (32), pid (32) of a second actor
+//   for the rank bell      any, by add      all      release -> acquire  futex: rung after every post
+//
+// A post is overwritten by the next but one: in between lies a round that ends only when everybody has read the first.
+// Failed rounds end earlier and ranks outside a new group hold nobody up, hence the seqlock; a reader that comes too
+// late finds no post and fails by its own limit. Which of its two places a post takes is its writer's affair.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "bootstrap/process.h"
+
+namespace anyep::bootstrap {
+
+/// Names one round of one exchange. Attempts only grow, per rank.
+struct Turn {
+  std::uint32_t attempt = 0, round = 0;
+  friend bool operator==(const Turn&, const Turn&) = default;
+};
+
+class Board {
+ public:
+  static constexpr std::size_t kChunkBytes = 4096;
+  /// Maps shared memory that forked children inherit. @throws Error kResource.
+  explicit Board(int num_ranks);
+  ~Board();
+  Board(const Board&) = delete;
+  Board& operator=(const Board&) = delete;
+
+  int num_ranks() const noexcept { return num_ranks_; }
+
+  /// This process acts for `rank` from now on, once more. False: the living process `*other` does already; that rank's
+  /// exchange fails for all.
+  bool claim(int rank, pid_t* other) noexcept;
+  /// Undoes one claim() of this process.
+  void give_back(int rank) noexcept;
+  /// The last process that claimed the rank; pid 0 = none has.
+  ProcessId process(int rank) const noexcept;
+
+  /// Spoils the exchange that `rank` is in or begins next, for all.
+  void report_conflict(int rank, pid_t second) noexcept;
+  /// The pid of a second actor for `rank`, if that spoils `attempt`; else 0.
+  pid_t conflict(int rank, std::uint32_t attempt) const noexcept;
+
+  std::uint32_t last_attempt(int rank) const noexcept;
+  void begin_attempt(int rank, std::uint32_t attempt) noexcept;
+
+  /// Up to kChunkBytes of an exchange of `size` bytes.
+  void post(int rank, std::uint64_t group, Turn turn, std::uint64_t size, std::span<const std::byte> chunk) noexcept;
+  void withdraw(int rank, std::uint64_t group, Turn turn) noexcept;
+  /// Copies a rank's post. False: it is not there. `*size` is the post's: the copy counts only if it is the reader's
+  /// own.
+  bool read(int rank, std::uint64_t group, Turn turn, std::uint64_t* size, std::span<std::byte> chunk) const noexcept;
+  /// The latest attempt that has a post in this group; 0 = none.
+  std::uint32_t posted_attempt(int rank, std::uint64_t group) const noexcept;
+
+  std::uint32_t bell() const noexcept { return shared_->bell.load(std::memory_order_acquire); }
+  void ring() noexcept;
+  /// Sleeps until the bell is no longer `seen`, at most `limit`.
+  void sleep(std::uint32_t seen, std::chrono::nanoseconds limit) const noexcept;
+
+ private:
+  using Word = std::atomic<std::uint64_t>;
+  static_assert(Word::is_always_lock_free);
+  struct alignas(64) Post {
+    Word mark, group, size;
+    std::array<Word, kChunkBytes / sizeof(Word)> at;
+  };
+  struct alignas(64) Slot {
+    Word claim, pid, start, attempt, posted, conflict;
+    std::array<Post, 2> posts;
+  };
+  struct alignas(64) Shared {
+    std::atomic<std::uint32_t> bell;
+  };
+
+  static bool holds(const Post& post, std::uint64_t group, Turn turn) noexcept;
+  Slot& slot(int rank) const noexcept { return slots_[rank]; }
+  std::size_t mapped_bytes() const noexcept;
+
+  int num_ranks_;
+  Shared* shared_ = nullptr;
+  Slot* slots_ = nullptr;
+};
+
+}  // namespace anyep::bootstrap
