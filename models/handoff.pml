@@ -7,6 +7,8 @@
  *   MOVES=0 the region is R fixed slots, used as a ring                         MOVES=1 rows lie elsewhere in every op and
  *                                                                               the grant says where; the caller reads or
  *                                                                               overwrites them between ops
+ *   OFFERS  push: records that say, under arrived, how an op's turns are cut; written in the op's first turn, the record of
+ *           turn mod OFFERS. A ring that is granted ahead for good needs R of them; 0 = none
  *   ROLES=0 one thread per rank (CPU ranks)                                     ROLES=1 sending and collecting run side by side
  *
  * Wrong variants, one macro each:
@@ -43,6 +45,9 @@
 #ifndef MOVES
 #define MOVES 0
 #endif
+#ifndef OFFERS
+#define OFFERS 0
+#endif
 #ifndef ROLES
 #define ROLES 0
 #endif
@@ -75,6 +80,9 @@
 
 byte credit[PAIRS], credit_code[PAIRS], arrived[PAIRS], sent[PAIRS], taken[PAIRS], grant[PAIRS];
 byte lo[PAIRS*CELLS], hi[PAIRS*CELLS];                /* a row, written in two steps */
+#if OFFERS
+byte offer[PAIRS*OFFERS];
+#endif
 byte sends[N], collects[N];                           /* ops that each role has ended */
 byte done;
 
@@ -135,6 +143,9 @@ inline send(i, op, t) {
 #if PULL && !defined(GRANT_LATE)
   grant[i] = place;
 #endif
+#if OFFERS
+  if :: t == 1 -> offer[i*OFFERS + turn%OFFERS] = op :: else fi;
+#endif
   d_step { arrived[i] = turn; sent[i] = turn }
 #if PULL && defined(GRANT_LATE)
   grant[i] = place;
@@ -156,6 +167,9 @@ inline collect(i, op, t) {
   place = grant[i];
 #else
   place = (op)%2;
+#endif
+#if OFFERS
+  assert(t != 1 || offer[i*OFFERS + turn%OFFERS] == op);
 #endif
   assert(lo[CELL(i, turn, place)] == turn);
   assert(hi[CELL(i, turn, place)] == turn);
