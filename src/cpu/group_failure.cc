@@ -240,7 +240,7 @@ std::vector<int> Group::close() {
   control_->tell_all(message_of(kMessageClosing, generation_, 0, 0, ""));
   const auto limit = core::scaled(tuning_.close_timeout, tuning_);
   std::vector<int> missing;
-  {
+  if (!failed()) {  // after a failure the peers have been told, and nobody is waited for
     std::unique_lock lock(mutex_);
     const auto everybody = [&] {
       for (int peer = 0; peer < num_ranks(); ++peer) {
@@ -254,6 +254,8 @@ std::vector<int> Group::close() {
     }
   }
   stop();
+  memories_.clear();
+  combine_buffer_ = Mapping();
   return missing;
 }
 

@@ -1,0 +1,97 @@
+// What Engine asks of a backend. Calls arrive checked, one at a time and in order; each may throw Error.
+#pragma once
+
+#include <anyep/config.h>
+#include <anyep/topology.h>
+#include <anyep/types.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "backend/state.h"
+#include "core/buffers.h"
+#include "core/layout.h"
+
+namespace anyep::backend {
+
+/// What every collective call carries.
+struct Call {
+  const char* op = "";
+  unsigned kind = 0;         ///< of the mark's code: Op + 1
+  std::uint32_t number = 0;  ///< counts the calls of an engine, an epoch
+  std::uint64_t limit_ns = 0;
+  std::array<std::uint64_t, core::kDescriptionWords> description{};  ///< equal on every rank
+};
+
+struct RouteCall {
+  Routing routing;
+  int num_experts = 0, top_k = 0;
+  std::shared_ptr<Handle::State> handle;  ///< filled
+};
+
+struct DispatchCall {
+  Rows x, out;
+  std::shared_ptr<Handle::State> handle;
+  core::RowFields fields;  ///< bytes of what travels
+  int top_k = 0;
+  std::int64_t room = 0;  ///< rows of out
+};
+
+struct CombineCall {
+  CombineInput in;
+  Rows out;
+  std::shared_ptr<Handle::State> handle;
+  core::RowFields fields;
+  std::int64_t hidden = 0;
+};
+
+/// Both halves of a low-latency op keep it.
+struct LowLatencyCall {
+  Call call;
+  Shape shape;
+  LowLatencyOptions options;
+  TensorView x;  ///< dispatch input, or combine output
+  Routing routing;
+  ExpertSlabs slabs;
+  std::uint32_t turn = 0;      ///< filled by the send half
+  std::uint64_t start_ns = 0;  ///< likewise
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual void route(const Call&, const RouteCall&) = 0;
+  virtual void dispatch(const Call&, const DispatchCall&) = 0;
+  virtual void combine(const Call&, const CombineCall&) = 0;
+  virtual void low_latency_dispatch_send(LowLatencyCall&) = 0;
+  virtual void low_latency_dispatch_receive(LowLatencyCall&) = 0;
+  virtual void low_latency_combine_send(LowLatencyCall&) = 0;
+  virtual void low_latency_combine_receive(LowLatencyCall&) = 0;
+  virtual void barrier(const Call&) = 0;
+
+  virtual std::unique_ptr<OwnedRows::State> make_rows(std::int64_t num_rows, const Shape&) = 0;
+  virtual TensorView combine_buffer(const Shape&) = 0;
+  virtual TensorView memory(Mode, std::size_t offset, std::size_t bytes) = 0;
+  virtual std::vector<int> masks() const = 0;
+  virtual void mask(int rank) = 0;
+  virtual void unmask(int rank) = 0;
+
+  /// Makes the engine fail with this error, for its peers too. The first one stays.
+  virtual void fail(const Error&) noexcept = 0;
+  virtual std::optional<Error> first_error() const = 0;
+  virtual void refused(std::uint32_t call, const Error&) noexcept = 0;
+  /// Says goodbye and waits for the peers', within the close limit; the ranks that did not come. Releases everything.
+  virtual std::vector<int> close() = 0;
+
+  virtual std::uint64_t ids_out_of_range() const = 0;
+};
+
+/// The backends that this build has; the only place that names them. @throws Error kUnsupported
+std::unique_ptr<Backend> make_backend(const Budget&, const Topology&, const Tuning&, Bootstrap&);
+
+}  // namespace anyep::backend

@@ -1,0 +1,74 @@
+// What the public handles of engine.h point to.
+#pragma once
+
+#include <anyep/error.h>
+#include <anyep/event.h>
+#include <anyep/handle.h>
+#include <anyep/types.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace anyep {
+
+/// Ends once: well, or with an error that every wait throws.
+struct Event::State {
+  /// 0 = the op that completes it keeps its own limit; else wait() gives up after this long.
+  std::uint64_t limit_ns = 0;
+  const char* op = "event";
+
+  void finish(const Error* error) noexcept;
+  bool done() const noexcept;
+  void wait() const;  ///< throws the error
+  /// False when `limit` passed first. Throws the event's error.
+  bool wait_for(std::uint64_t limit) const;
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool done_ = false;
+  std::optional<Error> error_;
+};
+
+struct Handle::State {
+  int num_ranks = 0, rank = 0;
+  int num_experts = 0;  ///< 0 = adopted: unknown
+  std::int64_t num_tokens = 0;
+  std::shared_ptr<Event::State> routed;  ///< null = the arrays are there
+  std::vector<std::int32_t> rows_until, place, source, tokens;
+  std::vector<std::int64_t> pairs_per_expert;
+
+  std::int64_t num_rows() const { return rows_until.empty() ? 0 : rows_until.back(); }
+  /// First row from source `s`.
+  std::int64_t first_row(int s) const { return s == 0 ? 0 : rows_until[static_cast<std::size_t>(s - 1)]; }
+  std::int64_t last_row(int s) const { return rows_until[static_cast<std::size_t>(s)]; }
+};
+
+struct OwnedRows::State {
+  Rows rows;
+  std::int64_t num_rows = 0;
+  std::vector<std::int32_t> experts;
+  std::vector<float> weights;
+  std::shared_ptr<void> memory;   ///< keeps the window mapped
+  std::function<void()> release;  ///< gives the heap range back
+
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() {
+    if (release) release();
+  }
+};
+
+struct Pending::State {
+  std::function<Event()> receive;  ///< empty once received
+  std::shared_ptr<Event::State> sent;
+};
+
+}  // namespace anyep

@@ -1,0 +1,192 @@
+#include "cpu/op_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "core/fault_point.h"
+#include "protocol/word.h"
+
+namespace anyep::cpu {
+namespace {
+
+using protocol::Ended;
+using protocol::Shared;
+
+std::uint64_t digest_of(const backend::Call& call) {
+  std::uint64_t digest = protocol::kDigestSeed;
+  for (const std::uint64_t word : call.description) digest = protocol::digest(digest, word);
+  return digest;
+}
+
+/// The words of a description, in order (core::kDescriptionWords).
+constexpr std::array<const char*, core::kDescriptionWords> kDescriptionNames = {
+    "operation", "num_experts", "top_k", "hidden", "element type", "max_tokens", "scales or extra bytes", "options"};
+
+const char* op_name_of_kind(std::uint64_t kind) {
+  return kind == 0 || kind > static_cast<std::uint64_t>(Op::kBarrier) + 1 ? "no operation"
+                                                                          : name_of(static_cast<Op>(kind - 1));
+}
+
+}  // namespace
+
+const char* phase_name(std::uint32_t phase) {
+  constexpr const char* kNames[] = {"before_send", "mid_send", "after_flag", "in_recv"};
+  return phase < std::size(kNames) ? kNames[phase] : "between";
+}
+
+OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::uint64_t start_ns)
+    : group(the_group), call(the_call), code(protocol::make_code(the_call.kind, digest_of(the_call))) {
+  const int me = group.rank();
+  waiter.abort = group.abort_word();
+  waiter.doorbell = &group.doorbell(me);
+  waiter.record = &record_;
+  waiter.start_ns = start_ns != 0 ? start_ns : protocol::now_ns();
+  waiter.limit_ns = call.limit_ns;
+  waiter.announced = &group.word(me, group.layout().announced, 0);
+  waiter.announced_stride = core::kWordBytes / sizeof(std::uint64_t);
+  waiter.announcement = protocol::make_mark(group.generation(), call.number, code);
+  waiter.gone = group.gone();
+  if (start == Start::kResume) return;
+  group.begin_call(call.number);
+  if (group.failed()) throw aborted(kBeforeSend);
+  auto* const described = reinterpret_cast<std::uint64_t*>(group.own(group.layout().described));
+  for (std::size_t word = 0; word < call.description.size(); ++word) {
+    Shared(described[word]).store(call.description[word], protocol::kRelaxed);
+  }
+  for (int peer = 0; peer < group.num_ranks(); ++peer) {
+    if (peer == me) continue;
+    // Pattern A: the description comes before the announcement that a peer may compare.
+    Shared(group.word(peer, group.layout().announced, me)).store(waiter.announcement, protocol::kRelease);
+  }
+}
+
+void OpRun::forget_fault() {
+  record_ = {};
+  waiter.start_ns = protocol::now_ns();
+}
+
+void OpRun::at(Phase phase) {
+  if constexpr (core::kFaultPoints) {
+    core::fault_point(fmt::format("{}.{}", call.op, phase_name(phase)).c_str(), group.rank(), call.number);
+  }
+  if (group.failed()) throw aborted(phase);
+}
+
+Error OpRun::named(ErrorCode error_code, std::uint32_t phase, const std::string& text) const {
+  Error error(error_code, fmt::format("{} (call {}, phase {}) on rank {}: {}", call.op,
+                                      call.number - protocol::kFirstEpoch, phase_name(phase), group.rank(), text));
+  error.rank = group.rank();
+  error.op = call.op;
+  error.phase = phase_name(phase);
+  error.generation = group.generation();
+  error.sequence = call.number;
+  error.limit_ns = call.limit_ns;
+  error.elapsed_ns = protocol::now_ns() - waiter.start_ns;
+  return error;
+}
+
+Error OpRun::aborted(std::uint32_t phase) const {
+  const std::optional<Error> first = group.first_error();
+  if (!first) return named(ErrorCode::kInternal, phase, "the abort word is set without an error");
+  Error error = named(first->code, phase, first->what());
+  error.peers = first->peers;
+  error.expected = first->expected;
+  error.seen = first->seen;
+  return error;
+}
+
+std::vector<int> OpRun::not_yet_here(int at_least) const {
+  std::vector<int> missing;
+  for (int peer = 0; peer < group.num_ranks(); ++peer) {
+    if (peer == group.rank()) continue;
+    const std::uint64_t seen =
+        Shared(group.word(group.rank(), group.layout().announced, peer)).load(protocol::kRelaxed);
+    if (peer == at_least || !protocol::reached(seen, waiter.announcement)) missing.push_back(peer);
+  }
+  return missing;
+}
+
+void OpRun::fail(Ended ended, const protocol::Who& who) {
+  if (ended == Ended::kAborted) throw aborted(who.phase);
+  if (ended == Ended::kMismatch) mismatch(who.peer, who.phase);
+  if (ended == Ended::kPeerGone) {
+    Error error =
+        named(ErrorCode::kPeerDead, who.phase,
+              fmt::format("rank {} is gone: it closed its engine or died, and had not sent its part", who.peer));
+    error.peers = {who.peer};
+    group.fail(error);
+    throw error;
+  }
+  const std::vector<int> missing = not_yet_here(who.peer);
+  const std::uint64_t seen =
+      Shared(group.word(group.rank(), group.layout().announced, who.peer)).load(protocol::kRelaxed);
+  Error error = named(
+      ErrorCode::kTimeout, who.phase,
+      fmt::format("no word from rank {} within {:.3f} s; expected turn {}, seen turn {}; its last call is "
+                  "{}; ranks that have not done their part: {}",
+                  who.peer, static_cast<double>(call.limit_ns) * 1e-9, protocol::epoch_of(record_.expected),
+                  protocol::epoch_of(record_.seen),
+                  seen == 0 ? std::string("none") : fmt::to_string(protocol::epoch_of(seen) - protocol::kFirstEpoch),
+                  fmt::join(missing, ", ")));
+  error.peers = missing;
+  error.expected = record_.expected;
+  error.seen = record_.seen;
+  error.elapsed_ns = record_.elapsed_ns;
+  group.fail(error);
+  throw error;
+}
+
+void OpRun::mismatch(int peer, std::uint32_t phase) {
+  std::string text = fmt::format("rank {} makes another call at this place:", peer);
+  const auto* const theirs = reinterpret_cast<std::uint64_t*>(group.peer(peer, group.layout().described));
+  for (std::size_t word = 0; word < call.description.size(); ++word) {
+    const std::uint64_t their = Shared(const_cast<std::uint64_t&>(theirs[word])).load(protocol::kRelaxed);
+    const std::uint64_t mine = call.description[word];
+    if (their == mine) continue;
+    if (word == 0) {
+      text += fmt::format(" rank {} is in {}, rank {} in {};", peer, op_name_of_kind(their), group.rank(), call.op);
+      break;
+    }
+    text += fmt::format(" {} is {} there and {} here;", kDescriptionNames[word], static_cast<std::int64_t>(their),
+                        static_cast<std::int64_t>(mine));
+  }
+  Error error = named(ErrorCode::kMismatch, phase, text);
+  error.peers = {peer};
+  error.expected = record_.expected;
+  error.seen = record_.seen;
+  group.fail(error);
+  throw error;
+}
+
+void OpRun::check_record(int peer, std::uint32_t record_call, std::uint32_t record_code) {
+  if (record_call == call.number && record_code == code) return;
+  if (record_call == call.number || protocol::kind_of(static_cast<std::uint16_t>(record_code)) != call.kind) {
+    mismatch(peer, kInReceive);
+  }
+  corrupt(peer, "a record of another call", call.number, record_call);
+}
+
+void OpRun::finish() {
+  for (int peer = 0; peer < group.num_ranks(); ++peer) {
+    if (peer == group.rank()) continue;
+    const std::uint64_t seen =
+        Shared(group.word(group.rank(), group.layout().announced, peer)).load(protocol::kAcquire);
+    if (protocol::contradicts(seen, waiter.announcement)) mismatch(peer, kInReceive);
+  }
+}
+
+void OpRun::corrupt(int peer, const char* what, std::uint64_t expected, std::uint64_t seen) {
+  Error error = named(ErrorCode::kCorrupt, kInReceive,
+                      fmt::format("rank {} wrote {}: expected {}, seen {}", peer, what, expected, seen));
+  error.peers = {peer};
+  error.expected = expected;
+  error.seen = seen;
+  group.fail(error);
+  throw error;
+}
+
+}  // namespace anyep::cpu

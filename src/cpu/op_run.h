@@ -1,0 +1,55 @@
+// One run of one op on one CPU rank: announced to the peers, bounded in time, with one way to fail.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "cpu/group.h"
+#include "protocol/wait.h"
+
+namespace anyep::cpu {
+
+/// Where in an op a rank is. Names in phase_name().
+enum Phase : std::uint32_t { kBeforeSend, kMidSend, kAfterFlag, kInReceive };
+const char* phase_name(std::uint32_t phase);
+
+class OpRun {
+ public:
+  /// Describes and announces the call, unless `resumes` (the receive half of a low-latency op).
+  enum class Start { kAnnounce, kResume };
+  OpRun(Group& group, const backend::Call& call, Start start = Start::kAnnounce, std::uint64_t start_ns = 0);
+
+  Group& group;
+  const backend::Call& call;
+  const std::uint16_t code;  ///< kind and digest of the call
+  protocol::Waiter waiter;
+
+  /// Throws what went wrong, unless the wait reached its word.
+  void must(protocol::Ended ended, const protocol::Who& who) {
+    if (ended != protocol::Ended::kReached) [[unlikely]] {
+      fail(ended, who);
+    }
+  }
+  /// After a wait that passed its limit and was answered by a mask: the op goes on with an empty record and a new
+  /// limit.
+  void forget_fault();
+  /// A named point for faults; also where a failed group is noticed between waits.
+  void at(Phase phase);
+  /// The plain record under a mark must name this call. @throws Error kMismatch
+  void check_record(int peer, std::uint32_t record_call, std::uint32_t record_code);
+  /// After the last wait: every peer must have been in this call.
+  void finish();
+  [[noreturn]] void corrupt(int peer, const char* what, std::uint64_t expected, std::uint64_t seen);
+
+ private:
+  [[noreturn]] void fail(protocol::Ended ended, const protocol::Who& who);
+  [[noreturn]] void mismatch(int peer, std::uint32_t phase);
+  Error named(ErrorCode code, std::uint32_t phase, const std::string& text) const;
+  /// The group's first error, with what this op was doing.
+  Error aborted(std::uint32_t phase) const;
+  std::vector<int> not_yet_here(int at_least) const;
+
+  protocol::FaultRecord record_{};
+};
+
+}  // namespace anyep::cpu
