@@ -10,7 +10,7 @@ namespace anyep::test {
 /// ids[rank] is [num_tokens, top_k], global experts.
 struct Choices {
   int num_experts = 0, top_k = 0;
-  std::vector<std::vector<std::int64_t>> ids;
+  std::vector<std::vector<std::int64_t>> ids = {};
 
   int num_ranks() const { return static_cast<int>(ids.size()); }
   std::int64_t num_tokens(int rank) const {
@@ -32,7 +32,7 @@ struct Spice {
 
 struct ChoicesShape {
   int num_experts = 8, top_k = 2;
-  std::vector<std::int64_t> tokens;  ///< per rank
+  std::vector<std::int64_t> tokens = {};  ///< per rank
 };
 
 /// Distinct experts per token, drawn uniformly; then the spice.

@@ -71,6 +71,14 @@ class Oracle {
       for (const std::int64_t pairs : route.pairs_per_expert) aligned.push_back((pairs + 127) / 128 * 128);
       out(route.rank).put_values<std::int64_t>(step, "pairs aligned", aligned);
     }
+    if (what.given != RouteStep::Given::kExperts || what.finish == Finish::kLater) return;
+    for (int rank = 0; rank < scenario_.num_ranks; ++rank) {
+      const Layout layout =
+          reference::layout(scenario_.num_ranks, what.choices.num_experts, routing[static_cast<std::size_t>(rank)]);
+      out(rank).put_values<std::int32_t>(step, "layout tokens", layout.tokens_per_rank);
+      out(rank).put_values<std::int32_t>(step, "layout pairs", layout.pairs_per_expert);
+      out(rank).put_values<std::uint8_t>(step, "layout token_in_rank", layout.token_in_rank);
+    }
   }
 
   void play(int step, const AdoptStep& what) {
@@ -197,6 +205,7 @@ class Oracle {
   void play(int, const ReceiveStep&) {}
   void play(int, const WaitStep&) {}
   void play(int, const BarrierStep&) {}
+  void play(int, const ZeroStep&) {}
   void play(int, const CloseStep&) {}
 
   const Scenario& scenario_;

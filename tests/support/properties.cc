@@ -116,6 +116,7 @@ class Properties {
       const auto source = out(at).values<std::int32_t>(step, "source");
       const auto until = out(at).values<std::int32_t>(step, "rows_until");
       require(source.size() == origins.size(), "number of rows");
+      require(num_places(step, at) == origins.size(), "a place where nothing was sent");
       for (std::size_t row = 0; row < origins.size(); ++row) {
         const Origin from = origins[row];
         const auto begin = from.rank == 0 ? 0 : until[static_cast<std::size_t>(from.rank - 1)];
@@ -127,6 +128,17 @@ class Properties {
                 "place of a token");
       }
     }
+  }
+
+  /// Places at rank `at` that are not -1, over all tokens of all ranks.
+  std::size_t num_places(int step, int at) const {
+    std::size_t count = 0;
+    for (const RankOutputs& from : outputs_) {
+      const auto place = from.values<std::int32_t>(step, "place");
+      for (auto i = static_cast<std::size_t>(at); i < place.size(); i += outputs_.size())
+        count += place[i] != -1 ? 1 : 0;
+    }
+    return count;
   }
 
   void check(int step, const RouteStep& what) const {

@@ -73,6 +73,7 @@ class RankRun {
   void play(int step, const ReceiveStep& what);
   void play(int step, const WaitStep& what);
   void play(int step, const BarrierStep& what);
+  void play(int step, const ZeroStep& what);
   void play(int step, const CloseStep& what);
 
   void put_handle(int step);

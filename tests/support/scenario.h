@@ -28,7 +28,7 @@ enum class Strides : std::uint8_t { kDense, kColumns, kPadded, kBroadcast };
 /// Steps name earlier steps by their index. A field per rank may stay empty: then every rank has the default.
 
 struct RouteStep {
-  Choices choices;
+  Choices choices = {};
   Ids ids = Ids::kInt64;
   enum class Given : std::uint8_t {
     kExperts,
@@ -52,12 +52,12 @@ struct DispatchStep {
   int num_scales = 0;
   DType scale_type = DType::kF32;
   Strides scale_strides = Strides::kDense;
-  std::vector<std::int64_t> extra;  ///< bytes per row of each extra payload
+  std::vector<std::int64_t> extra = {};  ///< bytes per row of each extra payload
   bool with_experts = true;
   bool with_weights = true;
-  std::size_t misaligned = 0;          ///< bytes that x and out lie past a multiple of 64
-  std::vector<Memory> out;             ///< per rank
-  std::vector<std::int64_t> out_rows;  ///< per rank; none: exactly num_rows()
+  std::size_t misaligned = 0;               ///< bytes that x and out lie past a multiple of 64
+  std::vector<Memory> out = {};             ///< per rank
+  std::vector<std::int64_t> out_rows = {};  ///< per rank; none: exactly num_rows()
   Finish finish = Finish::kWait;
 };
 
@@ -69,14 +69,14 @@ struct CombineStep {
   bool only_second_bias = false;
   std::int64_t weights = 0;       ///< columns
   int rows_of = -1;               ///< combines what that DispatchStep received, where it lies
-  std::vector<Memory> in;         ///< per rank
+  std::vector<Memory> in = {};    ///< per rank
   std::int64_t surplus_rows = 0;  ///< rows of x beyond those of the handle
   std::size_t misaligned = 0;
   Finish finish = Finish::kWait;
 };
 
 struct LowLatencyDispatchStep {
-  Choices choices;
+  Choices choices = {};
   Ids ids = Ids::kInt64;
   std::int64_t hidden = 128;
   std::int64_t max_tokens = 0;  ///< 0: the most that a rank brings
@@ -107,10 +107,12 @@ struct WaitStep {
   int step = 0;
 };
 struct BarrierStep {};
+/// Every rank zeroes its engine's payload memory, between two barriers.
+struct ZeroStep {};
 struct CloseStep {};
 
 using What = std::variant<RouteStep, AdoptStep, DispatchStep, CombineStep, LowLatencyDispatchStep,
-                          LowLatencyCombineStep, ReceiveStep, WaitStep, BarrierStep, CloseStep>;
+                          LowLatencyCombineStep, ReceiveStep, WaitStep, BarrierStep, ZeroStep, CloseStep>;
 
 /// When ranks begin a step.
 struct Pace {
