@@ -79,7 +79,7 @@ struct WindowLayout {
   std::uint64_t arrived[kNumStreams] = {};  ///< words, written by producers
   std::uint64_t credit[kNumStreams] = {};   ///< words, written by consumers
   std::uint64_t grant = 0;                  ///< records of the dispatch stream, written by consumers
-  std::uint64_t offer[kNumStreams] = {};    ///< records, written by producers
+  std::uint64_t offer[kNumStreams] = {};    ///< records [ranks][kRegions], written by producers
   std::uint64_t barrier = 0;                ///< words
   std::uint64_t low_latency_arrived = 0;    ///< words: the turn's mark, rows or records are there
   std::uint64_t low_latency_asked = 0;      ///< words: the weights of a combine turn are there
@@ -99,8 +99,12 @@ struct WindowLayout {
   std::uint64_t word(std::uint64_t array, int rank) const {
     return array + static_cast<std::uint64_t>(rank) * kWordBytes;
   }
-  std::uint64_t record(std::uint64_t array, int rank) const {
-    return array + static_cast<std::uint64_t>(rank) * kRecordStride;
+  std::uint64_t grant_record(int consumer) const {
+    return grant + static_cast<std::uint64_t>(consumer) * kRecordStride;
+  }
+  /// One per region of a ring: the next op's offer may be written before this one's is read.
+  std::uint64_t offer_record(Stream stream, int producer, std::uint32_t turn) const {
+    return offer[stream] + (static_cast<std::uint64_t>(producer) * kRegions + turn % kRegions) * kRecordStride;
   }
   std::uint64_t mailbox(int source, std::uint32_t turn) const {
     return mailboxes + (static_cast<std::uint64_t>(source) * kRegions + turn % kRegions) * kMailboxBytes;
@@ -141,7 +145,7 @@ constexpr WindowLayout WindowLayout::make(const Budget& budget, int num_ranks) {
   for (int stream = 0; stream < kNumStreams; ++stream) {
     at.arrived[stream] = words.take(ranks * kWordBytes);
     at.credit[stream] = words.take(ranks * kWordBytes);
-    at.offer[stream] = words.take(ranks * kRecordStride);
+    at.offer[stream] = words.take(ranks * kRegions * kRecordStride);
   }
   at.grant = words.take(ranks * kRecordStride);
   at.barrier = words.take(ranks * kWordBytes);

@@ -121,7 +121,7 @@ class Combine {
     if (slotted_ != 0) fill_slots(home, turn, group_.peer(home, group_.layout().slot_region(me_, out.turn())));
     if (turn == 0) {
       auto* const offer = reinterpret_cast<core::OfferRecord*>(
-          group_.peer(home, group_.layout().record(group_.layout().offer[kStreamCombine], me_)));
+          group_.peer(home, group_.layout().offer_record(kStreamCombine, me_, out.turn())));
       offer->call = run_.call.number;
       offer->code = run_.code;
       offer->turns = sent_turns_to(home);
@@ -188,7 +188,7 @@ class Combine {
   void read_offer(int rank, Expert& expert) {
     const core::WindowLayout& layout = group_.layout();
     const auto offer =
-        *reinterpret_cast<const core::OfferRecord*>(group_.own(layout.record(layout.offer[kStreamCombine], rank)));
+        *reinterpret_cast<const core::OfferRecord*>(group_.own(layout.offer_record(kStreamCombine, rank, consumer(rank).turn())));
     run_.check_record(rank, offer.call, offer.code);
     const std::uint32_t without_x = all_fields_ & ~(1u << kFieldX);
     const bool gather = offer.offset[kFieldX] != kNotInWindow;

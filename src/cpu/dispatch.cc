@@ -131,7 +131,7 @@ class Dispatch {
 
   void grant_to(int source) {
     auto* const record =
-        reinterpret_cast<core::GrantRecord*>(group_.peer(source, group_.layout().record(group_.layout().grant, me_)));
+        reinterpret_cast<core::GrantRecord*>(group_.peer(source, group_.layout().grant_record(me_)));
     record->call = run_.call.number;
     record->code = run_.code;
     record->room = call_.room;
@@ -148,7 +148,7 @@ class Dispatch {
     run_.must(producer(peer).wait_for_credit(run_.waiter, who(peer, kBeforeSend)), who(peer, kBeforeSend));
     Receiver& receiver = receivers_[static_cast<std::size_t>(peer)];
     receiver.grant =
-        *reinterpret_cast<const core::GrantRecord*>(group_.own(group_.layout().record(group_.layout().grant, peer)));
+        *reinterpret_cast<const core::GrantRecord*>(group_.own(group_.layout().grant_record(peer)));
     receiver.window = group_.peer(peer, 0);
     run_.check_record(peer, receiver.grant.call, receiver.grant.code);
     const core::WindowLayout& layout = group_.layout();
@@ -281,7 +281,7 @@ class Dispatch {
   void publish(int peer, std::uint32_t turn) {
     if (turn == 0) {
       auto* const offer = reinterpret_cast<core::OfferRecord*>(
-          group_.peer(peer, group_.layout().record(group_.layout().offer[kStreamDispatch], me_)));
+          group_.peer(peer, group_.layout().offer_record(kStreamDispatch, me_, producer(peer).turn())));
       offer->call = run_.call.number;
       offer->code = run_.code;
       offer->turns = own_turns_;
@@ -317,7 +317,7 @@ class Dispatch {
 
   void read_offer(int from, Source& source) {
     const auto offer = *reinterpret_cast<const core::OfferRecord*>(
-        group_.own(group_.layout().record(group_.layout().offer[kStreamDispatch], from)));
+        group_.own(group_.layout().offer_record(kStreamDispatch, from, consumer(from).turn())));
     run_.check_record(from, offer.call, offer.code);
     const std::int64_t tokens = std::max<std::int64_t>(handle_.tokens[static_cast<std::size_t>(from)], 1);
     const std::uint32_t needed = all_fields_ & ~own_window_;

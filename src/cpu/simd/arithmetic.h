@@ -28,19 +28,25 @@ ANYEP_INLINE Floats canonical(Floats x) {
   return as<Floats>(x != x ? all(core::kFloatNan) : as<Words>(x));
 }
 
-/// kLanes FP16 values.
-ANYEP_INLINE Floats load_fp16(const void* from) {
-#if ANYEP_SIMD_WIDTH == 64
-  return as<Floats>(_mm512_cvtph_ps(load<__m256i>(from)));
-#elif ANYEP_SIMD_WIDTH == 32
-  return as<Floats>(_mm256_cvtph_ps(load<__m128i>(from)));
-#else
-  typedef std::uint16_t Narrow __attribute__((vector_size(kWidth / 2)));
-  const Words bits = __builtin_convertvector(load<Narrow>(from), Words);
-  const Words magnitude = (bits & 0x7fffu) << 13;
+#if ANYEP_SIMD_WIDTH == 16
+/// `bits`: FP16 in the upper halves.
+ANYEP_INLINE Floats float_of_fp16(Words bits) {
+  const Words magnitude = (bits & 0x7fff0000u) >> 3;
   const Words finite = as<Words>(as<Floats>(magnitude) * 0x1p112f);
   const Words special = magnitude | core::kFloatInfinity;
-  return as<Floats>(((bits & 0x8000u) << 16) | (as<Ints>(magnitude) >= (0x7c00 << 13) ? special : finite));
+  return as<Floats>((bits & 0x80000000u) | (as<Ints>(magnitude) >= (0x7c00 << 13) ? special : finite));
+}
+#endif
+
+/// Two vectors in sequence from FP16.
+ANYEP_INLINE Pair<Floats> load_fp16(const std::byte* from) {
+#if ANYEP_SIMD_WIDTH == 64
+  return {as<Floats>(_mm512_cvtph_ps(load<__m256i>(from))), as<Floats>(_mm512_cvtph_ps(load<__m256i>(from + 32)))};
+#elif ANYEP_SIMD_WIDTH == 32
+  return {as<Floats>(_mm256_cvtph_ps(load<__m128i>(from))), as<Floats>(_mm256_cvtph_ps(load<__m128i>(from + 16)))};
+#else
+  const Pair<Words> bits = widen_to_upper(load<Halves>(from));
+  return {float_of_fp16(bits.low), float_of_fp16(bits.high)};
 #endif
 }
 
@@ -74,25 +80,22 @@ ANYEP_INLINE Halves fp16_of(Pair<Floats> x) {
 #endif
 }
 
-#if ANYEP_SIMD_WIDTH == 16 && !defined(__FMA__) && !defined(__aarch64__)
-typedef float TwoFloats __attribute__((vector_size(8)));
-typedef double TwoDoubles __attribute__((vector_size(16)));
-typedef std::int64_t TwoLongs __attribute__((vector_size(16)));
+#if defined(__x86_64__) && ANYEP_SIMD_WIDTH == 16
+typedef double Doubles __attribute__((vector_size(kWidth)));
+typedef std::int64_t Longs __attribute__((vector_size(kWidth)));
 
-/// fma by doubles. The product is exact in double. The sum is rounded to odd (its lowest bit is set when it is
-/// inexact): with 53 >= 24 + 2 bits, the second rounding, to float, then sees what the exact sum would show it.
-ANYEP_INLINE TwoFloats fused_by_doubles(TwoFloats a, TwoFloats b, TwoFloats c) {
-  const TwoDoubles product = __builtin_convertvector(a, TwoDoubles) * __builtin_convertvector(b, TwoDoubles);
-  const TwoDoubles addend = __builtin_convertvector(c, TwoDoubles);
-  const TwoDoubles sum = product + addend;
-  const TwoDoubles part = sum - product;  // the error of the sum, exactly (Knuth's two-sum); NaN beside infinities
-  const TwoDoubles error = (product - (sum - part)) + (addend - part);
-  const TwoLongs bits = as<TwoLongs>(sum);
-  const TwoLongs same_side = (error > 0.0) == (sum > 0.0);  // all ones: the exact sum is further from zero
-  const TwoLongs odd_neighbour = bits + (same_side ? TwoLongs{1, 1} : TwoLongs{-1, -1});
-  const TwoLongs inexact = (error > 0.0) | (error < 0.0);
-  const TwoLongs even = (bits & 1) == 0;
-  return __builtin_convertvector(as<TwoDoubles>(inexact & even ? odd_neighbour : bits), TwoFloats);
+/// a * b + c of floats, by doubles, for rounding to float. The product is exact. The sum is rounded to odd (its lowest
+/// bit is set when it is inexact): with 53 >= 24 + 2 bits, the rounding to float then sees what the exact sum would
+/// show it.
+ANYEP_INLINE __m128d fused_to_odd(__m128d a, __m128d b, __m128d c) {
+  const Doubles product = as<Doubles>(_mm_mul_pd(a, b));
+  const Doubles addend = as<Doubles>(c);
+  const Doubles sum = product + addend;
+  const Doubles part = sum - product;  // the error of the sum, exactly (Knuth's two-sum); NaN beside infinities
+  const Doubles error = (product - (sum - part)) + (addend - part);
+  const Longs inexact = (error > 0.0) | (error < 0.0);
+  const Longs towards_zero = inexact & ((error > 0.0) ^ (sum > 0.0));  // all ones, that is -1, or 0
+  return as<__m128d>((as<Longs>(sum) + towards_zero) | (inexact & 1));
 }
 #endif
 
@@ -102,16 +105,18 @@ ANYEP_INLINE Floats fused(Floats a, Floats b, Floats c) {
   return as<Floats>(_mm512_fmadd_ps(as<__m512>(a), as<__m512>(b), as<__m512>(c)));
 #elif ANYEP_SIMD_WIDTH == 32
   return as<Floats>(_mm256_fmadd_ps(as<__m256>(a), as<__m256>(b), as<__m256>(c)));
-#elif defined(__FMA__)
-  return as<Floats>(_mm_fmadd_ps(as<__m128>(a), as<__m128>(b), as<__m128>(c)));
-#elif defined(__aarch64__)
-  return as<Floats>(vfmaq_f32(as<float32x4_t>(c), as<float32x4_t>(a), as<float32x4_t>(b)));
+#elif defined(__x86_64__)
+  const __m128 x = as<__m128>(a);
+  const __m128 y = as<__m128>(b);
+  const __m128 z = as<__m128>(c);
+  const __m128d low = fused_to_odd(_mm_cvtps_pd(x), _mm_cvtps_pd(y), _mm_cvtps_pd(z));
+  const __m128d high = fused_to_odd(_mm_cvtps_pd(_mm_movehl_ps(x, x)), _mm_cvtps_pd(_mm_movehl_ps(y, y)),
+                                    _mm_cvtps_pd(_mm_movehl_ps(z, z)));
+  return as<Floats>(_mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high)));
 #else
-  const TwoFloats low = fused_by_doubles(__builtin_shufflevector(a, a, 0, 1), __builtin_shufflevector(b, b, 0, 1),
-                                         __builtin_shufflevector(c, c, 0, 1));
-  const TwoFloats high = fused_by_doubles(__builtin_shufflevector(a, a, 2, 3), __builtin_shufflevector(b, b, 2, 3),
-                                          __builtin_shufflevector(c, c, 2, 3));
-  return __builtin_shufflevector(low, high, 0, 1, 2, 3);
+  Floats sum{};
+  for (int i = 0; i < kLanes; ++i) sum[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return sum;
 #endif
 }
 

@@ -74,9 +74,7 @@ ANYEP_INLINE void Bf16FromFp32::write(std::byte* to, const Block& block) {
 ANYEP_INLINE Block Fp16::read(const std::byte* from) {
   Block block;
 #pragma GCC unroll 4
-  for (int i = 0; i < kPairs; ++i) {
-    block.at[i] = {load_fp16(from + i * kWidth), load_fp16(from + i * kWidth + kWidth / 2)};
-  }
+  for (int i = 0; i < kPairs; ++i) block.at[i] = load_fp16(from + i * kWidth);
   return block;
 }
 

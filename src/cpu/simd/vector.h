@@ -19,9 +19,6 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
-#if defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
 
 #if !defined(ANYEP_SIMD_ISA)
 #define ANYEP_SIMD_ISA baseline
