@@ -21,11 +21,12 @@ SEES = {
     "workload": {"include", "core", "workload"},
     "reference": {"include", "core", "reference"},
     "backend": {"include", "core", "protocol", "bootstrap", "backend"},
-    "cpu": {"include", "core", "protocol", "bootstrap", "backend", "cpu"},
+    "simd": {"include", "core", "simd"},  # src/cpu/simd: hot loops that know nothing of ranks
+    "cpu": {"include", "core", "protocol", "bootstrap", "backend", "simd", "cpu"},
     "cuda": {"include", "core", "protocol", "bootstrap", "backend", "cuda"},
     "transport": {"include", "core", "protocol", "transport"},
-    "cli": {"include", "core", "reference", "cli"},
-    "bench": {"include", "core", "reference", "bench"},
+    "cli": {"include", "core", "reference", "simd", "bench", "cli"},
+    "bench": {"include", "core", "reference", "simd", "bench"},
     "examples": {"include"},
 }
 REGISTRY = re.compile(r"^src/backend/registry\.(cc|h)$")
@@ -59,6 +60,8 @@ COMMENT = re.compile(r"//.*|/\*.*?\*/|\"(?:[^\"\\]|\\.)*\"")
 
 def layer_of(path):
     parts = path.split("/")
+    if path.startswith("src/cpu/simd/"):
+        return "simd"
     if parts[0] == "src":
         return parts[1] if len(parts) > 2 else None
     return parts[0]
@@ -67,6 +70,8 @@ def layer_of(path):
 def layer_of_include(name):
     if name.startswith("anyep/"):
         return "include"
+    if name.startswith("cpu/simd/"):
+        return "simd"
     first = name.split("/")[0]
     return first if first in SRC_FOLDERS or first in ("cli", "bench") else None
 
@@ -144,6 +149,7 @@ def self_test():
         "src/cpu/m.h": "struct M {};\n",
         "docs/n.md": "TO" "DO: write\n",
         "docs/o.md": "see /ro" "ot/x\n",
+        "src/cpu/simd/r.cc": '#include "cpu/group.h"\n',
         "examples/p.cc": '#include "core/layout.h"\n',
     }
     clean = {
