@@ -91,10 +91,10 @@ struct TurnLayout {
 
 /// Head of every low-latency region, under the turn's mark. Names the op it belongs to.
 struct LowLatencyHead {
-  std::uint32_t turn;
-  std::uint32_t code;        ///< kind and digest of the call, as in the mark
-  std::uint32_t num_tokens;  ///< of the sending rank
-  std::uint32_t num_records;
+  std::uint32_t call;         ///< number of the call
+  std::uint32_t code;         ///< kind and digest of the call, as in the mark
+  std::uint32_t num_tokens;   ///< of the sending rank
+  std::uint32_t num_entries;  ///< records or weights that follow
 };
 
 /// One (local expert, position) pair of a record: the row is begin[expert][source] + position.

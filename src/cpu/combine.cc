@@ -187,8 +187,8 @@ class Combine {
 
   void read_offer(int rank, Expert& expert) {
     const core::WindowLayout& layout = group_.layout();
-    const auto offer =
-        *reinterpret_cast<const core::OfferRecord*>(group_.own(layout.offer_record(kStreamCombine, rank, consumer(rank).turn())));
+    const auto offer = *reinterpret_cast<const core::OfferRecord*>(
+        group_.own(layout.offer_record(kStreamCombine, rank, consumer(rank).turn())));
     run_.check_record(rank, offer.call, offer.code);
     const std::uint32_t without_x = all_fields_ & ~(1u << kFieldX);
     const bool gather = offer.offset[kFieldX] != kNotInWindow;

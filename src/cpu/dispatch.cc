@@ -130,8 +130,7 @@ class Dispatch {
   // ---- agreement: the receiver's grant, the sender's offer ----
 
   void grant_to(int source) {
-    auto* const record =
-        reinterpret_cast<core::GrantRecord*>(group_.peer(source, group_.layout().grant_record(me_)));
+    auto* const record = reinterpret_cast<core::GrantRecord*>(group_.peer(source, group_.layout().grant_record(me_)));
     record->call = run_.call.number;
     record->code = run_.code;
     record->room = call_.room;
@@ -147,8 +146,7 @@ class Dispatch {
   void take_grant(int peer) {
     run_.must(producer(peer).wait_for_credit(run_.waiter, who(peer, kBeforeSend)), who(peer, kBeforeSend));
     Receiver& receiver = receivers_[static_cast<std::size_t>(peer)];
-    receiver.grant =
-        *reinterpret_cast<const core::GrantRecord*>(group_.own(group_.layout().grant_record(peer)));
+    receiver.grant = *reinterpret_cast<const core::GrantRecord*>(group_.own(group_.layout().grant_record(peer)));
     receiver.window = group_.peer(peer, 0);
     run_.check_record(peer, receiver.grant.call, receiver.grant.code);
     const core::WindowLayout& layout = group_.layout();

@@ -162,6 +162,13 @@ void OpRun::mismatch(int peer, std::uint32_t phase) {
   throw error;
 }
 
+void OpRun::disagree(int peer, const char* what) {
+  Error error = named(ErrorCode::kMismatch, kMidSend, fmt::format("with rank {}: {}", peer, what));
+  error.peers = {peer};
+  group.fail(error);
+  throw error;
+}
+
 void OpRun::check_record(int peer, std::uint32_t record_call, std::uint32_t record_code) {
   if (record_call == call.number && record_code == code) return;
   if (record_call == call.number || protocol::kind_of(static_cast<std::uint16_t>(record_code)) != call.kind) {

@@ -39,6 +39,8 @@ class OpRun {
   void check_record(int peer, std::uint32_t record_call, std::uint32_t record_code);
   /// After the last wait: every peer must have been in this call.
   void finish();
+  /// The ranks' data contradict each other. @throws Error kMismatch
+  [[noreturn]] void disagree(int peer, const char* what);
   [[noreturn]] void corrupt(int peer, const char* what, std::uint64_t expected, std::uint64_t seen);
 
  private:

@@ -34,6 +34,20 @@ ANYEP_INLINE void store_line(std::byte* to, const Line& line) {
   }
 }
 
+/// One to four lines' bytes: lines from either end, which meet or overlap.
+ANYEP_INLINE void copy_few_lines(std::byte* to, const std::byte* from, std::size_t bytes) {
+  const Line first = load_line(from);
+  const Line last = load_line(from + bytes - kLine);
+  if (bytes > 2 * kLine) {
+    const Line second = load_line(from + kLine);
+    const Line third = load_line(from + bytes - 2 * kLine);
+    store_line<false>(to + kLine, second);
+    store_line<false>(to + bytes - 2 * kLine, third);
+  }
+  store_line<false>(to, first);
+  store_line<false>(to + bytes - kLine, last);
+}
+
 /// Lines of `to` from `at` on, which is aligned, while whole ones are left; returns where it stopped.
 template <bool kStream>
 ANYEP_INLINE std::size_t copy_lines(std::byte* to, const std::byte* from, std::size_t at, std::size_t bytes) {
@@ -62,6 +76,10 @@ inline void copy(void* dst, const void* src, std::size_t bytes) {
   const auto* const from = static_cast<const std::byte*>(src);
   if (bytes < kLine) {
     copy_less(to, from, bytes);
+    return;
+  }
+  if (bytes <= 4 * kLine) {
+    copy_few_lines(to, from, bytes);
     return;
   }
   store_line<false>(to, load_line(from));
