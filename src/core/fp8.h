@@ -105,6 +105,11 @@ ANYEP_HD ANYEP_INLINE void store_fp8_scale(const Fp8Cast& cast, std::int64_t blo
   *word = earlier | (static_cast<std::uint32_t>(ue8m0_of_scale(stored)) << (8 * (block % 4)));
 }
 
+ANYEP_HD ANYEP_INLINE constexpr void cast_fp8_values(const std::uint16_t* x, std::int64_t count, float multiplier,
+                                                     std::uint8_t* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = e4m3_of_float(float_of_bf16(x[i]) * multiplier);
+}
+
 /// Casts one block; the row's other blocks stay untouched.
 ANYEP_HD ANYEP_INLINE void cast_fp8_block(const Fp8Cast& cast, std::int64_t block) {
   const std::int64_t first = block * kFp8Block;
@@ -112,7 +117,7 @@ ANYEP_HD ANYEP_INLINE void cast_fp8_block(const Fp8Cast& cast, std::int64_t bloc
   const std::uint16_t* const x = cast.x + first;
   const ScaleRule rule = cast.form == ScaleForm::kUE8M0 ? ScaleRule::kPowerOfTwo : cast.rule;
   const Fp8Scale scale = fp8_scale(float_of_bf16(bf16_amax(x, count)), rule);
-  for (std::int64_t i = 0; i < count; ++i) cast.out[first + i] = e4m3_of_float(float_of_bf16(x[i]) * scale.multiplier);
+  cast_fp8_values(x, count, scale.multiplier, cast.out + first);
   store_fp8_scale(cast, block, scale.stored);
 }
 

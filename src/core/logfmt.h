@@ -143,7 +143,10 @@ ANYEP_HD ANYEP_INLINE constexpr float logfmt_value(const LogFmtGroup& group, std
   const auto whole = static_cast<std::int32_t>(below);
   const float power = float_of_bits((127u - static_cast<std::uint32_t>(whole)) << 23);
   const float value = group.amax * (logfmt_exp2_negative(below - static_cast<float>(whole)) * power);
-  return code == 0 ? 0.0f : code == 1 ? group.least : value;
+  // By masks: with branches, compilers would have to keep the arithmetic above conditional and could not vectorise it.
+  const std::uint32_t lowest = 0u - static_cast<std::uint32_t>(code == 1);
+  const std::uint32_t not_zero = 0u - static_cast<std::uint32_t>(code != 0);
+  return float_of_bits(((bits_of(value) & ~lowest) | (bits_of(group.least) & lowest)) & not_zero);
 }
 
 /// 128 BF16 values to 160 bytes.
@@ -167,13 +170,17 @@ ANYEP_HD ANYEP_INLINE void logfmt_encode_group(const LogFmtGroup& group, const s
 
 /// 160 bytes to 128 floats.
 ANYEP_HD ANYEP_INLINE void logfmt_decode_group(const LogFmtGroup& group, const std::uint8_t* in, float* out) {
+  std::uint32_t codes[kLogFmtGroup];  // bit 31: the sign
   for (int b = 0; b < 8; ++b) {
     for (int j = 0; j < 16; ++j) {
       const auto high = static_cast<std::uint32_t>(in[128 + j] >> b) & 1u;
       const auto sign = static_cast<std::uint32_t>(in[144 + j] >> b) & 1u;
-      const float magnitude = logfmt_value(group, in[16 * b + j] | high << 8);
-      out[16 * b + j] = float_of_bits(bits_of(magnitude) | sign << 31);
+      codes[16 * b + j] = in[16 * b + j] | high << 8 | sign << 31;
     }
+  }
+  for (int i = 0; i < kLogFmtGroup; ++i) {
+    const float magnitude = logfmt_value(group, codes[i] & kLogFmtTop);
+    out[i] = float_of_bits(bits_of(magnitude) | (codes[i] & 0x80000000u));
   }
 }
 
