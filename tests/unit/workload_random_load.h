@@ -20,6 +20,7 @@ struct RandomLoad {
     rounds = soak ? static_cast<int>(kLongForm * *soak * short_rounds) : short_rounds;
     seed = core::env_integer("ANYEP_SEED").value_or(soak ? std::random_device()() : 1);
     std::printf("ANYEP_SEED=%llu, %d rounds\n", static_cast<unsigned long long>(seed), rounds);
+    std::fflush(stdout);  // a crash must not swallow it
   }
 };
 

@@ -134,7 +134,7 @@ TEST_F(WorkloadTrace, DamageIsRefusedOrHarmless) {
   int refused = 0;
   for (int round = 0; round < load.rounds; ++round) {
     std::string text = good;
-    for (std::uint64_t change = random() % 4 + 1; change > 0; --change) {
+    for (std::uint64_t change = random() % 4 + 1; change > 0 && !text.empty(); --change) {
       const std::size_t place = random() % text.size();
       switch (random() % 5) {
         case 0:
