@@ -119,15 +119,21 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
       break;
     }
     case kMessageLeaving: {
-      const std::lock_guard lock(mutex_);
-      ended_[at] = 1;
-    }
+      std::optional<Error> reason;
+      {
+        const std::lock_guard lock(mutex_);
+        ended_[at] = 1;
+        for (const Refusal& one : refusals_) {
+          if (one.error.peers.front() == peer) reason = one.error;  // why it leaves, better than that it does
+        }
+      }
       if (budget_.masks) {
         set_mask(peer, true);
       } else {
-        take_error(relayed(rank_, peer, message), false);
+        take_error(reason ? *reason : relayed(rank_, peer, message), false);
       }
       break;
+    }
     case kMessageRefused: {
       Error error(ErrorCode::kAborted, fmt::format("rank {} refused the call: {}", peer, text_of(message)));
       error.rank = rank_;
