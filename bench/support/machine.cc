@@ -37,11 +37,17 @@ int usable_cores() {
   return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
+/// From the kernel: on virtual machines the C library counts caches that belong to others.
 std::int64_t last_cache() {
-  for (const int level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE}) {
-    if (const long bytes = sysconf(level); bytes > 0) return bytes;
+  std::int64_t bytes = 0;
+  for (int index = 0;; ++index) {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+    std::int64_t value = 0;
+    char unit = 0;
+    if (!(file >> value)) return bytes;
+    file >> unit;
+    bytes = std::max(bytes, unit == 'M' ? value << 20 : unit == 'K' ? value << 10 : value);
   }
-  return 0;
 }
 
 }  // namespace

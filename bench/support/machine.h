@@ -12,7 +12,7 @@ struct Machine {
   std::string kernel;                  ///< "Linux 6.1.0"
   std::int64_t memory_bytes = 0;       ///< MemTotal
   std::int64_t memory_free_bytes = 0;  ///< MemAvailable
-  std::int64_t last_cache_bytes = 0;   ///< of the last level that the C library knows, 0 = unknown
+  std::int64_t last_cache_bytes = 0;   ///< of the last level that this processor sees, 0 = unknown
 };
 
 Machine this_machine();

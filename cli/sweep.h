@@ -1,0 +1,47 @@
+// The measurements of `anyep bench`: which figures, and the ranks that take them.
+#pragma once
+
+#include <anyep/workload.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bench/support/high_throughput_case.h"
+#include "bench/support/record.h"
+#include "cli/team.h"
+
+namespace anyep::cli {
+
+enum class BenchOp { kDispatch, kDispatchCached, kCombine, kPair };
+const char* name_of(BenchOp op);
+
+/// One line of the output.
+struct FigureSpec {
+  std::int64_t tokens = 0;  ///< per rank, at most
+  BenchOp op = BenchOp::kDispatch;
+  bench::RowType type = bench::RowType::kBF16;
+  bench::Memory memory = bench::Memory::kWindow;  ///< of high throughput
+};
+
+struct SweepOptions {
+  TeamOptions team;
+  workload::ModelPreset model;
+  std::string routing;                   ///< its name, for records
+  std::vector<workload::Batch> batches;  ///< one per number of tokens
+  std::vector<FigureSpec> figures;       ///< in the order of `batches`
+  int iterations = 20, warm_up = 5;
+  bool check = true;
+  bool show_progress = true;
+};
+
+struct SweepResult {
+  std::vector<bench::Figure> figures;
+  double ceiling_gbs = 0;
+  std::string ceiling_method;
+  std::vector<std::string> failures;
+};
+
+SweepResult run_sweep(const SweepOptions& options);
+
+}  // namespace anyep::cli
