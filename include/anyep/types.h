@@ -107,7 +107,7 @@ class ANYEP_API OwnedRows {
 
 /// Input of a high-throughput combine.
 struct CombineInput {
-  TensorView x;        ///< [num_rows, hidden] bfloat16, float16 or float32
+  TensorView x;        ///< [num_rows, hidden] bfloat16, float16 or float32; rows beyond the handle's are ignored
   TensorView weights;  ///< [num_rows, any] float32, summed like x; or not given
   std::array<TensorView, 2> bias;  ///< [num_tokens, hidden] of x's type each; or not given
 };
