@@ -52,6 +52,17 @@ int run(const cli::Command& command) {
   }
 }
 
+/// CLI11 would only say that a subcommand is required.
+void check_command(const std::vector<cli::Command>& commands, int argc, char** argv) {
+  if (argc < 2 || *argv[1] == '-') return;
+  std::string names;
+  for (const cli::Command& command : commands) {
+    if (command.app->get_name() == argv[1]) return;
+    names += (names.empty() ? "" : ", ") + command.app->get_name();
+  }
+  throw CLI::ExtrasError({std::string(argv[1]) + " (subcommands: " + names + ")"});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -64,6 +75,7 @@ int main(int argc, char** argv) {
   const std::vector<cli::Command> commands = {cli::add_run(app),    cli::add_bench(app),  cli::add_plan(app),
                                               cli::add_layout(app), cli::add_doctor(app), cli::add_info(app)};
   try {
+    check_command(commands, argc, argv);
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? cli::kExitOk : cli::kExitUsage;

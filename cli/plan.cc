@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "bench/support/budget.h"
+#include "bench/support/machine.h"
 #include "bench/support/memory_copy.h"
 #include "cli/command.h"
+#include "cli/memory_use.h"
 #include "cli/shape_options.h"
 #include "cli/table.h"
 
@@ -37,7 +39,7 @@ struct PlanOptions {
   std::int64_t tokens = 4096;
   std::string dtype = "bf16";
   Wire wire = Wire::kBF16;
-  bool hook = false, json = false;
+  bool hook = false, measure = false, json = false;
   int rank = 0;
   double copy_gbs = -1;
   std::string rows_bytes, low_latency_bytes;
@@ -117,9 +119,51 @@ nlohmann::ordered_json as_json(const Plan& plan, double copy_gbs) {
           {"predicted_us", plan.predicted_us}};
 }
 
+/// Runs the calls of the op's mode on real ranks.
+int print_memory(const PlanOptions& options) {
+  MemoryOptions how;
+  how.team.num_ranks = options.shape.ranks;
+  how.model = options.shape.model_preset();
+  how.low_latency = options.op == Op::kLowLatencyDispatch || options.op == Op::kLowLatencyCombine;
+  how.tokens = options.tokens;
+  const MemoryUse use = measure_memory(how);
+  for (const std::string& failure : use.failures) fmt::print(stderr, "{}\n", failure);
+  if (!use.failures.empty()) return kExitEngine;
+  const bench::Machine machine = bench::this_machine();
+  const double deviation = static_cast<double>(use.measured_bytes()) / static_cast<double>(use.planned_bytes) - 1;
+  if (options.json) {
+    const nlohmann::ordered_json line = {{"cpu", machine.cpu_model},
+                                         {"cores", machine.cores},
+                                         {"kernel", machine.kernel},
+                                         {"op", "memory"},
+                                         {"kind", how.low_latency ? "ll" : "ht"},
+                                         {"dtype", "bf16"},
+                                         {"memory", "caller"},
+                                         {"tokens", options.tokens},
+                                         {"hidden", how.model.hidden},
+                                         {"topk", how.model.top_k},
+                                         {"experts", how.model.num_experts},
+                                         {"ranks", options.shape.ranks},
+                                         {"sms", 1},
+                                         {"routing", "uniform:1"},
+                                         {"shared_bytes", use.shared_bytes},
+                                         {"private_bytes", use.private_bytes},
+                                         {"measured_bytes", use.measured_bytes()},
+                                         {"planned_bytes", use.planned_bytes}};
+    fmt::print("{}\n", line.dump());
+  } else {
+    fmt::print("{}, {} tokens, {} ranks: a rank occupies {} ({} in memory files, {} private), planned {} ({:+.1f} %)\n",
+               how.low_latency ? "low latency, a pair" : "route, dispatch, combine in the caller's memory",
+               options.tokens, options.shape.ranks, bytes_text(use.measured_bytes()), bytes_text(use.shared_bytes),
+               bytes_text(use.private_bytes), bytes_text(use.planned_bytes), deviation * 100);
+  }
+  return kExitOk;
+}
+
 int print_plan(const PlanOptions& options) {
   if (options.rank >= options.shape.ranks)
     throw UsageError(fmt::format("--rank = {}, allowed: below --ranks", options.rank));
+  if (options.measure) return print_memory(options);
   const Shape shape = shape_of(options);
   const double copy_gbs =
       options.copy_gbs >= 0 ? options.copy_gbs : measured_copy_gbs(std::min(options.shape.ranks, 16));
@@ -163,6 +207,7 @@ Command add_plan(CLI::App& parent) {
       ->check(CLI::PositiveNumber);
   app->add_option("--rows-bytes", options->rows_bytes, "budget for rows (64M, 2G); not given = enough for the call");
   app->add_option("--low-latency-bytes", options->low_latency_bytes, "budget for low latency, likewise");
+  app->add_flag("--measure", options->measure, "run the op's mode on real ranks and set its memory beside the plans'");
   app->add_flag("--json", options->json, "print JSON");
   app->footer(
       "Examples:\n"
