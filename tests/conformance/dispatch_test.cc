@@ -88,7 +88,8 @@ TEST_P(Dispatch, MoreRowsThanNeeded) {
     Scenario scenario = ranks(3);
     const int handle =
         scenario.then(RouteStep{.choices = random_choices(22, {9, 3, {5, 0, 9}}), .finish = Finish::kLater});
-    DispatchStep step{.handle = handle, .num_scales = 2, .extra = {8}, .out_rows = {14, 14, 40}};
+    DispatchStep step{
+        .handle = handle, .dtype = DType::kF8E4M3, .num_scales = 2, .extra = {8}, .out_rows = {14, 14, 40}};
     step.out.assign(3, memory);
     scenario.then(step);
     scenario.then(WaitStep{handle});
@@ -102,7 +103,8 @@ TEST_P(Dispatch, FewerRowsThanNeeded) {
   for (const Memory memory : {Memory::kTensor, Memory::kWindow}) {
     Scenario scenario = ranks(3);
     const int handle = scenario.then(RouteStep{.choices = all_to(0, {3, 3, equal(3, 8)})});
-    DispatchStep step{.handle = handle, .hidden = 136, .num_scales = 3, .extra = {8}, .out_rows = {24, 7, 20}};
+    DispatchStep step{
+        .handle = handle, .dtype = DType::kI8, .hidden = 144, .num_scales = 3, .extra = {8}, .out_rows = {24, 7, 20}};
     step.out.assign(3, memory);
     scenario.then(step);
     step.finish = Finish::kEvent;
@@ -216,10 +218,10 @@ TEST_P(Dispatch, HandlesAreIndependent) {
   expect(scenario);
 }
 
-// 256 KiB of window for megabytes of rows, into tensors. The call takes several turns and says nothing.
+// Turns of a few rows for hundreds of rows, into tensors. Budgets limit no tokens.
 TEST_P(Dispatch, SmallBudgetTakesTurns) {
   Scenario scenario = ranks(3);
-  scenario.rows_bytes = 256 << 10;
+  scenario.rows_bytes = 3 << 19;
   const int handle = scenario.then(RouteStep{.choices = random_choices(50, {6, 2, {150, 0, 90}})});
   scenario.then(DispatchStep{.handle = handle, .hidden = 2048});
   scenario.then(

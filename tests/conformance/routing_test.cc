@@ -42,7 +42,7 @@ TEST_P(Routes, NoTokensAnywhere) {
   Scenario scenario = ranks(3);
   for (const std::int64_t tokens : {0, 4, 0}) {
     const int handle = scenario.then(route(random_choices(3, {6, 2, equal(3, tokens)})));
-    scenario.then(DispatchStep{.handle = handle, .num_scales = 2, .extra = {4}});
+    scenario.then(DispatchStep{.handle = handle, .dtype = DType::kF8E4M3, .num_scales = 2, .extra = {4}});
     scenario.then(CombineStep{.handle = handle, .num_biases = 1, .weights = 2});
   }
   expect(scenario);

@@ -105,33 +105,48 @@ RankOutputs RankOutputs::parsed(std::span<const std::byte> bytes) {
   return outputs;
 }
 
-std::string difference(const Outputs& expected, const Outputs& got) {
-  constexpr int kMostLines = 8;
-  std::ostringstream out;
-  int lines = 0;
-  for (std::size_t rank = 0; rank < expected.size(); ++rank) {
-    std::set<std::string> names;
-    for (const auto& field : expected[rank].fields()) names.insert(field.first);
-    for (const auto& field : got[rank].fields()) names.insert(field.first);
-    for (const std::string& name : names) {
-      const auto left = expected[rank].fields().find(name);
-      const auto right = got[rank].fields().find(name);
-      const bool has_left = left != expected[rank].fields().end();
-      const bool has_right = right != got[rank].fields().end();
-      if (has_left && has_right && left->second == right->second) continue;
-      if (++lines > kMostLines) continue;
-      out << "rank " << rank << ", step " << name << ": ";
-      if (!has_right)
-        out << "missing";
-      else if (!has_left)
-        out << "unexpected: " << shown(right->second);
-      else
-        out << difference_of(left->second, right->second);
-      out << "\n";
-    }
+namespace {
+
+/// Causes before consequences: what failed comes first.
+bool tells_a_cause(const std::string& name) {
+  return name.ends_with(" failed") || name.ends_with(" error") || name.ends_with(" damage");
+}
+
+void compare(const RankOutputs& expected, const RankOutputs& got, const std::string& who,
+             std::vector<std::string>& causes, std::vector<std::string>& others) {
+  std::set<std::string> names;
+  for (const auto& field : expected.fields()) names.insert(field.first);
+  for (const auto& field : got.fields()) names.insert(field.first);
+  for (const std::string& name : names) {
+    const auto left = expected.fields().find(name);
+    const auto right = got.fields().find(name);
+    const bool has_left = left != expected.fields().end();
+    const bool has_right = right != got.fields().end();
+    if (has_left && has_right && left->second == right->second) continue;
+    std::string line = who + name + ": ";
+    if (!has_right)
+      line += "missing";
+    else if (!has_left)
+      line += "unexpected: " + shown(right->second);
+    else
+      line += difference_of(left->second, right->second);
+    (tells_a_cause(name) ? causes : others).push_back(std::move(line));
   }
-  if (lines > kMostLines) out << "and " << lines - kMostLines << " more\n";
-  return out.str();
+}
+
+}  // namespace
+
+std::string difference(const Outputs& expected, const Outputs& got) {
+  constexpr std::size_t kMostLines = 10;
+  std::vector<std::string> lines, others;
+  for (std::size_t rank = 0; rank < expected.size(); ++rank) {
+    compare(expected[rank], got[rank], "rank " + std::to_string(rank) + ", step ", lines, others);
+  }
+  lines.insert(lines.end(), others.begin(), others.end());
+  std::string text;
+  for (std::size_t i = 0; i < std::min(lines.size(), kMostLines); ++i) text += lines[i] + "\n";
+  if (lines.size() > kMostLines) text += "and " + std::to_string(lines.size() - kMostLines) + " more\n";
+  return text;
 }
 
 std::uint64_t digest_of(const Outputs& outputs) {

@@ -1,6 +1,7 @@
 // Worlds that can play a scenario. The oracle needs no engine; the others are groups of ranks.
 #pragma once
 
+#include <ostream>
 #include <string>
 
 #include "support/outputs.h"
@@ -15,6 +16,10 @@ inline constexpr World kEngineWorlds[] = {World::kThreads, World::kProcesses};
 
 /// "Oracle", "Threads", "Processes".
 const char* name_of(World world);
+/// How GoogleTest prints it.
+inline void PrintTo(World world, std::ostream* out) {
+  *out << name_of(world);
+}
 
 /// Plays the scenario; one entry per rank. A rank that ended in an exception has a field "failed" with its text.
 Outputs run(World world, const Scenario& scenario);
