@@ -15,6 +15,7 @@
 #include "backend/checks.h"
 #include "backend/queue.h"
 #include "core/check.h"
+#include "core/fault_point.h"
 #include "core/log.h"
 #include "core/tuning.h"
 #include "protocol/word.h"
@@ -79,6 +80,7 @@ class Engine::Core {
 
   /// The next collective call. A refused call takes a number too, so that ranks stay in step.
   Call next_call(Op op, const Options& options) {
+    core::fault_point("between", limits.rank, number);
     number = protocol::next_epoch(number);
     Call call;
     call.op = name_of(op);

@@ -116,6 +116,8 @@ Current& current() {
   return instance;
 }
 
+std::atomic<FaultHook> current_hook = nullptr;
+
 std::shared_ptr<const Faults> faults_now() {
   const std::lock_guard lock(current().mutex);
   if (!current().faults) current().faults = parse(env_text("ANYEP_FAULT").value_or(""));
@@ -143,6 +145,7 @@ void act(const Fault& fault, int rank, std::uint64_t sequence) {
 }  // namespace
 
 void fault_point(const char* phase, int rank, std::uint64_t sequence) {
+  if (const FaultHook hook = current_hook.load(std::memory_order_acquire)) hook(phase, rank, sequence);
   const std::shared_ptr<const Faults> faults = faults_now();
   for (const auto& fault : *faults) {
     if (fault->phase != phase) continue;
@@ -151,6 +154,10 @@ void fault_point(const char* phase, int rank, std::uint64_t sequence) {
     if (fault->action != Action::kDelay && fault->fired.exchange(true, std::memory_order_relaxed)) continue;
     act(*fault, rank, sequence);
   }
+}
+
+void set_fault_hook(FaultHook hook) noexcept {
+  current_hook.store(hook, std::memory_order_release);
 }
 
 void set_fault(std::string_view faults) {

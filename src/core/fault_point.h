@@ -2,9 +2,9 @@
 //
 // A fault is `phase:rank:sequence:action`; rank and sequence may be `*` (any); several are separated by commas:
 //   ANYEP_FAULT=dispatch.mid_send:2:17:kill
-//   phase   <op>.before_send .mid_send .after_flag .in_recv, create.connect .exchange .map .barrier, between, barrier,
-//   close action  kill (SIGKILL to this process), stop (SIGSTOP), throw (std::runtime_error), exit (_exit(3)),
-//   delay=<milliseconds>
+//   phase   <op>.before_send .mid_send .after_flag .in_recv, create.connect .exchange .map .barrier, between, close
+//   action  kill (SIGKILL to this process), stop (SIGSTOP), throw (std::runtime_error), exit (_exit(3)),
+//           delay=<milliseconds>
 // Each fires once per process, delay every time.
 #pragma once
 
@@ -17,6 +17,9 @@ namespace anyep::core {
 inline constexpr bool kFaultPoints = true;
 /// The caller's thread has reached `phase` of op number `sequence` as `rank`.
 void fault_point(const char* phase, int rank, std::uint64_t sequence);
+/// Called on every thread that reaches a point, before the faults there; null = none.
+using FaultHook = void (*)(const char* phase, int rank, std::uint64_t sequence);
+void set_fault_hook(FaultHook hook) noexcept;
 #else
 inline constexpr bool kFaultPoints = false;
 inline void fault_point(const char*, int, std::uint64_t) noexcept {}

@@ -26,6 +26,7 @@ void CpuBackend::barrier(const backend::Call& call) {
   for (int peer = 0; peer < group_->num_ranks(); ++peer) {
     if (peer == me) continue;
     protocol::enter_barrier(group_->word(peer, layout.barrier, me), group_->doorbell(peer), mark);
+    run.at(kMidSend);
   }
   run.at(kAfterFlag);
   for (int peer = 0; peer < group_->num_ranks(); ++peer) {
@@ -39,6 +40,7 @@ void CpuBackend::barrier(const backend::Call& call) {
       continue;
     }
     run.must(ended, who);
+    run.at(kInReceive);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/fault_point.h"
 #include "core/log.h"
 #include "core/tuning.h"
 #include "cpu/group.h"
@@ -243,6 +244,7 @@ bool Group::ask_unmask(int peer, std::uint64_t limit_ns) {
 }
 
 std::vector<int> Group::close() {
+  core::fault_point("close", rank_, 0);
   control_->tell_all(message_of(kMessageClosing, generation_, 0, 0, ""));
   const auto limit = core::scaled(tuning_.close_timeout, tuning_);
   std::vector<int> missing;

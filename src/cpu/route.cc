@@ -36,6 +36,7 @@ class Route {
     send_counts();
     run_.at(kAfterFlag);
     receive_counts();
+    run_.at(kInReceive);
     fix_places();
     exchange_lists();
     run_.finish();

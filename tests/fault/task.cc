@@ -145,7 +145,8 @@ void Task::check_rows(const Handle& handle, const Rows& rows, int salt) const {
   std::int64_t row = 0;
   for (int from = 0; from < num_ranks_; ++from) {
     for (std::int64_t token = 0; token < tokens_of(from); ++token) {
-      const bool here = rank_of(expert(from, token, 0, salt)) == rank_ || rank_of(expert(from, token, 1, salt)) == rank_;
+      const bool here =
+          rank_of(expert(from, token, 0, salt)) == rank_ || rank_of(expert(from, token, 1, salt)) == rank_;
       if (!here) continue;
       must(row < until[from] && source[row] == token, "dispatch: token of a row", source[row], token);
       for (int choice = 0; choice < 2; ++choice) {
@@ -222,7 +223,8 @@ void Task::check_slabs(int salt) {
         must(source_[at] == token, "low latency: token of a row", source_[at], token);
         for (std::int64_t element = 0; element < shape_.hidden; ++element) {
           const std::uint16_t want = bits_of(value(from, token, element, salt));
-          const std::uint16_t got = slab_[at * static_cast<std::size_t>(shape_.hidden) + static_cast<std::size_t>(element)];
+          const std::uint16_t got =
+              slab_[at * static_cast<std::size_t>(shape_.hidden) + static_cast<std::size_t>(element)];
           must(got == want, "low latency: element of a row", got, want);
         }
         ++row;

@@ -21,7 +21,8 @@ class Task {
 
   Task(int num_ranks, int rank);
 
-  /// Route, dispatch and combine; rows in the window when salt is odd. Everything is compared. @return a digest of it all
+  /// Route, dispatch and combine; rows in the window when salt is odd. Everything is compared. @return a digest of it
+  /// all
   std::uint64_t high_throughput(Engine& engine, int salt);
   /// Dispatch and combine; with hooks when salt is odd. Peers that are masked before or after the round may be missing:
   /// their rows are compared only when they are there.
