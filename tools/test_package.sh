@@ -66,7 +66,10 @@ else
 fi
 
 # Only the public names may be visible: no internal folder's, and no bundled library's.
-hidden_names() { ! nm -D --defined-only -C "$library" | grep -E ' [TWVBDR] .*(anyep::(core|protocol|backend|cpu|bootstrap|workload_internal|reference)::|fmt::)'; }
+hidden_names() {
+  ! nm -D --defined-only -C "$library" | sed 's/^[0-9a-f]* [A-Za-z] //; s/^\(vtable\|typeinfo\|typeinfo name\|VTT\) for //' |
+    grep -E '^(fmt::|anyep::(core|protocol|backend|cpu|bootstrap|reference)::)'
+}
 library=$(find "$prefix" -name 'libanyep.so' | head -n 1)
 if [ -n "$library" ] && command -v nm >/dev/null; then check "internal names are hidden" hidden_names; fi
 
