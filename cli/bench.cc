@@ -16,6 +16,7 @@
 #include "cli/shape_options.h"
 #include "cli/sweep.h"
 #include "cli/table.h"
+#include "core/limits.h"
 
 namespace anyep::cli {
 namespace {
@@ -79,6 +80,10 @@ SweepOptions sweep_options(const BenchOptions& options, const std::string& routi
   SweepOptions sweep;
   sweep.team = {options.shape.ranks, options.threads};
   sweep.model = options.shape.model_preset();
+  if (options.dtype != "bf16" && sweep.model.hidden % core::kRowGranule != 0) {
+    throw UsageError(fmt::format("--hidden = {}, allowed with FP8 rows: multiples of {}. Or use --dtype bf16",
+                                 sweep.model.hidden, core::kRowGranule));
+  }
   sweep.routing = routing;
   sweep.batches = batches_of(options, sweep.model);
   sweep.iterations = options.iterations;

@@ -16,6 +16,7 @@
 #include "cli/job.h"
 #include "cli/run_report.h"
 #include "cli/shape_options.h"
+#include "core/limits.h"
 
 namespace anyep::cli {
 namespace {
@@ -100,6 +101,10 @@ JobOptions job_options(const RunOptions& options, const workload::ModelPreset& m
 int run(const RunOptions& options) {
   const double start = bench::now_us();
   const workload::ModelPreset model = options.shape.model_preset();
+  if (model.hidden % core::kRowGranule != 0) {
+    throw UsageError(fmt::format("--hidden = {}, allowed: multiples of {}, since the job sends one byte per element",
+                                 model.hidden, core::kRowGranule));
+  }
   Source source = load_text(options, model);
   const Job job(job_options(options, model, source.text.num_words()), source.text);
   const int capacity = static_cast<int>(job.num_chunks()) + job.options.decode_steps + 64;

@@ -171,37 +171,45 @@ std::int64_t HighThroughputData::wrong_sums(const std::uint16_t* got) const {
 }
 
 HighThroughputCase::HighThroughputCase(Engine& engine, const HighThroughputData& data, Memory memory)
-    : engine_(&engine), data_(&data), sums_(as_size(data.num_tokens() * data.hidden() * 2)) {
+    : engine_(&engine), data_(&data), memory_(memory), sums_(as_size(data.num_tokens() * data.hidden() * 2)) {
   handle_ = engine.route(data.shape(), data.routing(), {}, waiting());
-  make_output(memory);
+  make_output();
 }
 
-void HighThroughputCase::make_output(Memory memory) {
+void HighThroughputCase::make_output() {
   const HighThroughputData& data = *data_;
   const std::int64_t rows = data.num_rows(), top_k = data.batch().top_k;
-  Shape answers = data.shape();
-  answers.dtype = DType::kBF16;
-  answers.num_scales = 0;
-  if (memory == Memory::kWindow) {
+  if (memory_ == Memory::kWindow) {
     window_output_ = engine_->make_rows(rows, data.shape());
-    window_answers_ = engine_->make_rows(rows, answers);
     output_ = window_output_.view();
-    answers_view_ = window_answers_.view().x;
   } else {
     x_ = Buffer(as_size(rows * data.row_bytes()));
     scales_ = Buffer(as_size(rows * data.num_scales()) * sizeof(float));
-    answers_ = Buffer(as_size(rows * data.hidden() * 2));
     output_.x = TensorView::dense(x_.data(), data.shape().dtype, {rows, data.hidden()});
-    if (data.num_scales() > 0)
+    if (data.num_scales() > 0) {
       output_.scales = TensorView::dense(scales_.data(), DType::kF32, {rows, data.num_scales()});
-    answers_view_ = TensorView::dense(answers_.data(), DType::kBF16, {rows, data.hidden()});
+    }
   }
   experts_ = Buffer(as_size(rows * top_k) * sizeof(std::int64_t));
   weights_ = Buffer(as_size(rows * top_k) * sizeof(float));
   output_.experts = TensorView::dense(experts_.data(), DType::kI64, {rows, top_k});
   output_.weights = TensorView::dense(weights_.data(), DType::kF32, {rows, top_k});
-  data.fill_answers(answers_view_.as<std::uint16_t>());
   poison();
+}
+
+void HighThroughputCase::make_answers() {
+  Shape shape = data_->shape();
+  shape.dtype = DType::kBF16;
+  shape.num_scales = 0;
+  const std::int64_t rows = data_->num_rows();
+  if (memory_ == Memory::kWindow) {
+    window_answers_ = engine_->make_rows(rows, shape);
+    answers_view_ = window_answers_.view().x;
+  } else {
+    answers_ = Buffer(as_size(rows * data_->hidden() * 2));
+    answers_view_ = TensorView::dense(answers_.data(), DType::kBF16, {rows, data_->hidden()});
+  }
+  data_->fill_answers(answers_view_.as<std::uint16_t>());
 }
 
 void HighThroughputCase::dispatch() {
@@ -214,6 +222,7 @@ void HighThroughputCase::dispatch_cached() {
 }
 
 void HighThroughputCase::combine() {
+  if (!answers_view_.given()) make_answers();
   CombineInput in;
   in.x = answers_view_;
   Rows out;

@@ -86,6 +86,7 @@ class HighThroughputCase {
   void dispatch();
   /// With the handle of an earlier dispatch().
   void dispatch_cached();
+  /// The first call makes and fills the answers.
   void combine();
   std::int64_t wrong_dispatch() const { return data_->wrong_rows(output_); }
   std::int64_t wrong_combine() const { return data_->wrong_sums(sums_.as<std::uint16_t>()); }
@@ -93,10 +94,12 @@ class HighThroughputCase {
   void poison();
 
  private:
-  void make_output(Memory memory);
+  void make_output();
+  void make_answers();
 
   Engine* engine_;
   const HighThroughputData* data_;
+  Memory memory_;
   Handle handle_;
   OwnedRows window_output_, window_answers_;
   Buffer x_, scales_, experts_, weights_, answers_, sums_;

@@ -20,12 +20,18 @@ class MpiHighThroughput {
   void dispatch();
   /// With the lists and counts of an earlier dispatch().
   void dispatch_cached();
+  /// The first call makes and fills the answers.
   void combine();
   std::int64_t wrong_dispatch() const { return data_->wrong_rows(output_); }
   std::int64_t wrong_combine() const { return data_->wrong_sums(sums_.as<std::uint16_t>()); }
   void poison();
 
  private:
+  void make_answers();
+  /// Takes the quicker kind of stores, which depends on sizes and caches.
+  void choose_stores(bool& streaming, void (MpiHighThroughput::*call)());
+  void exchange_rows();
+  void exchange_answers();
   void route();
   void pack();
   void pack_record(std::int64_t token, int rank, std::byte* record) const;
@@ -33,6 +39,7 @@ class MpiHighThroughput {
 
   const bench::HighThroughputData* data_;
   std::int64_t num_scales_, top_k_;
+  bool stream_pack_ = true, stream_sums_ = true, has_answers_ = false;
   RowExchange rows_, records_, answers_exchange_;
   std::vector<int> rank_of_expert_, first_expert_;
   std::vector<int> send_, receive_;  ///< rows per rank
