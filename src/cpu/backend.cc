@@ -34,7 +34,7 @@ void CpuBackend::barrier(const backend::Call& call) {
     const protocol::Who who{peer, kInReceive};
     const protocol::Ended ended = protocol::wait_barrier(run.waiter, who, group_->word(me, layout.barrier, peer), mark);
     if (ended == protocol::Ended::kMasked) continue;
-    if (group_->budget().masks && ended == protocol::Ended::kTimeout) {
+    if (group_->budget().masks && run.is_silent(ended, peer)) {
       mask_silent(peer, call.op);
       run.forget_fault();
       continue;
@@ -109,6 +109,7 @@ void CpuBackend::mask(int rank) {
 }
 
 void CpuBackend::unmask(int rank) {
+  if (protocol::Shared(group_->masked()[rank]).load(protocol::kRelaxed) == 0) return;
   const auto limit = core::scaled(group_->tuning().timeout, group_->tuning());
   if (group_->ask_unmask(rank, static_cast<std::uint64_t>(limit.count()))) return;
   core::log_warning(fmt::format("unmask: rank {} does not answer and stays masked", rank));

@@ -4,9 +4,8 @@
 //   roles   this rank sends its tokens turn by turn and, between turns, fetches what its peers have staged
 //   moves   fields whose output lies in the receiver's window: x -> its place there, once per receiver (push)
 //           other fields: x -> own staging, once, in turns of some tokens; receivers copy from there (fetch)
-//   syncs   handoff.h, dispatch stream: the receiver's grant says which fields lie where; the sender's offer says how
-//   the
-//           turns are cut. Credits never go beyond the op's last turn.
+//   syncs   handoff.h, dispatch stream: the receiver's grant says which fields lie where;
+//           the sender's offer says how the turns are cut. Credits never go beyond the op's last turn.
 //   needs   the same handle arrays and field bytes on every rank (the call's digest)
 #include <algorithm>
 #include <cstring>

@@ -1,15 +1,12 @@
 // Low-latency combine.
 //
-//   after   out[t] == for each rank, ascending, that hosts a choice of t: FP32 from 0, fma(weight, row) over its
-//   choices in top-k
-//           order, rounded to BF16; the FP32 sum of those, rounded once (specification 10.3). Exact: one sum over all
-//           choices.
-//   roles   with sums: homes ask (weights go to the expert ranks), expert ranks answer one row per (token, rank), homes
-//   add
-//           per choice: expert ranks send every row, homes do all arithmetic. The bits are the same.
-//   syncs   two marks per peer and turn: asked (weights are there), arrived (rows are there). The send half of the form
-//   per choice
-//           waits for nobody.
+//   after   out[t] == for each rank, ascending, that hosts a choice of t: FP32 from 0, fma(weight, row) over its choices
+//           in top-k order, rounded to BF16; the FP32 sum of those, rounded once (specification 10.3).
+//           Exact arithmetic: one sum over all choices.
+//   roles   with sums: homes ask (weights go to the expert ranks), expert ranks answer one row per (token, rank),
+//           homes add. Per choice: expert ranks send every row, homes do all arithmetic. The bits are the same.
+//   syncs   two marks per peer and turn: asked (weights are there), arrived (rows are there).
+//           The send half of the form per choice waits for nobody.
 //   needs   the same shape, wire format, hook and arithmetic on every rank (the call's digest)
 #include <algorithm>
 #include <cstring>

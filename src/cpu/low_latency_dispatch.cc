@@ -1,10 +1,8 @@
 // Low-latency dispatch.
 //
-//   after   slab x[e][begin + i] == the i-th token, in token order, that source s sends to local expert e, cast as
-//   asked;
-//           begin = prefix over sources; range[e][s] = begin << 32 | count
-//   roles   send: one record per (token, destination) into region [turn mod 4][me] at each destination, own rank
-//   included
+//   after   slab x[e][begin + i] == the i-th token, in token order, that source s sends to local expert e,
+//           cast as asked; begin = prefix over sources; range[e][s] = begin << 32 | count
+//   roles   send: one record per (token, destination) into region [turn mod 4][me] there, own rank included
 //           receive: each record is copied to every chosen expert's row
 //   syncs   one mark per peer and turn; counts lie under it. No credit: four regions (models/low_latency_regions.py)
 //   needs   the same shape, wire format and hook on every rank (the call's digest)

@@ -1,8 +1,8 @@
 // route(): counts per rank and expert, exchanged; every place by prefix sums; who sends which tokens here, as bits.
 //
-//   after   matrix[s][d] = tokens of s that go to d; place[t][d] = row of token t at d; source = tokens that arrive, by
-//   source syncs   counts.h (one word per value and peer), then handoff.h on the lists stream (bits of 65536 tokens a
-//   turn)
+//   after   matrix[s][d] = tokens of s that go to d; place[t][d] = row of token t at d;
+//           source = tokens that arrive, by source
+//   syncs   counts.h (one word per value and peer), then handoff.h on the lists stream (bits of 65536 tokens a turn)
 #include <algorithm>
 #include <bit>
 #include <cstring>

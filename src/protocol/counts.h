@@ -1,8 +1,7 @@
 // Counts exchanged before rows: words that carry value and epoch (memory model pattern G).
 //
 //   word    lives on     written by  read by      order    meaning
-//   counts  destination  source      destination  relaxed  {epoch of the notify turn, value}, two slots by parity of
-//   the turn
+//   counts  destination  source      destination  relaxed  {epoch of the notify turn, value}; two slots by its parity
 //
 // Notify n+2 cannot overwrite unread counts of notify n, because notify n+1 ended only when all peers' counts n+1 were
 // there, and a peer sends those after it has read n (model counts.pml; one slot fails).

@@ -39,8 +39,9 @@ inline void ring(Doorbell& doorbell) {
 template <class IsThere>
 void sleep_unless(Doorbell& doorbell, std::uint64_t limit_ns, IsThere&& is_there) {
 #if !defined(__CUDA_ARCH__)
-  Shared(doorbell.sleepers).fetch_add(1, kSequential);  // pattern H: registered before the second look
+  // Noted before registering: a bell that moves afterwards ends the sleep at once (litmus doorbell-note-first).
   const std::uint32_t bell = Shared(doorbell.bell).load(kRelaxed);
+  Shared(doorbell.sleepers).fetch_add(1, kSequential);  // pattern H: registered before the second look
   if (!is_there()) {
     timespec limit{};
     limit.tv_sec = static_cast<time_t>(limit_ns / 1'000'000'000u);

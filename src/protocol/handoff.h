@@ -12,11 +12,11 @@
 //   taken    consumer  consumer    consumer  plain               last turn taken; likewise
 //
 // Invariant   taken <= arrived <= credit <= taken + regions. Several regions make a ring.
-// Grant       where rows move from op to op: when the op starts, and never beyond the op's last turn. Ring regions:
-// after
-//             take(), always `regions` ahead; formatted so before the first op.
-// Op          credits run on from op to op, so the marks carry only the stream's code; grant, offer and announcement
-// name the op. Lifetime    zeroed before the window is exported, then only forward: a fast rank may be one turn ahead.
+// Grant       where rows move from op to op: when the op starts, and never beyond the op's last turn.
+//             Ring regions: after take(), always `regions` ahead; formatted so before the first op.
+// Op          credits run on from op to op, so the marks carry only the stream's code;
+//             grant, offer and announcement name the op.
+// Lifetime    zeroed before the window is exported, then only forward: a fast rank may be one turn ahead.
 // Model       handoff.pml
 #pragma once
 

@@ -48,7 +48,7 @@ ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t exp
 ANYEP_HD inline Ended look_around(const Waiter& w, const Who& who) {
   if (w.masked != nullptr && Shared(w.masked[who.peer]).load(kRelaxed) != 0) return Ended::kMasked;
   if (Shared(*w.abort).load(kRelaxed) != 0) return Ended::kAborted;
-  if (w.gone != nullptr && Shared(w.gone[who.peer]).load(kRelaxed) != 0) return Ended::kPeerGone;
+  if (w.gone != nullptr && Shared(w.gone[who.peer]).load(kAcquire) != 0) return Ended::kPeerGone;
   if (w.announced != nullptr) {
     const std::uint64_t peer_op =
         Shared(w.announced[static_cast<std::uint64_t>(who.peer) * w.announced_stride]).load(kRelaxed);
