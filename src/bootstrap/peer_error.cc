@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <utility>
 
 namespace anyep::bootstrap {
 namespace {
@@ -18,10 +17,10 @@ std::string name_ranks(const std::vector<int>& ranks) {
   return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
 }
 
-void throw_about(const Step& step, ErrorCode code, std::vector<int> peers, std::string_view text) {
+void throw_about(const Step& step, ErrorCode code, const std::vector<int>& peers, std::string_view text) {
   Error error(code, fmt::format("{}: {}", step.op, text));
-  std::ranges::sort(peers);
-  error.peers = std::move(peers);
+  error.peers = peers;
+  std::ranges::sort(error.peers);
   error.op = step.op;
   error.phase = step.phase;
   error.rank = step.rank;
@@ -30,11 +29,12 @@ void throw_about(const Step& step, ErrorCode code, std::vector<int> peers, std::
   throw error;
 }
 
-void throw_missing(const Step& step, std::vector<int> peers, std::string_view what) {
-  std::ranges::sort(peers);
-  const std::string text = fmt::format("{} did not {} within {:.3f} s", name_ranks(peers), what,
+void throw_missing(const Step& step, const std::vector<int>& peers, std::string_view what) {
+  std::vector<int> ascending = peers;
+  std::ranges::sort(ascending);
+  const std::string text = fmt::format("{} did not {} within {:.3f} s", name_ranks(ascending), what,
                                        static_cast<double>(ns_between(step.start, step.deadline)) * 1e-9);
-  throw_about(step, ErrorCode::kTimeout, std::move(peers), text);
+  throw_about(step, ErrorCode::kTimeout, ascending, text);
 }
 
 }  // namespace anyep::bootstrap

@@ -24,9 +24,9 @@ struct Step {
 std::string name_ranks(const std::vector<int>& ranks);
 
 /// what(): "<op>: <text>"; fills op, phase, rank, peers, elapsed_ns and limit_ns.
-[[noreturn]] void throw_about(const Step& step, ErrorCode code, std::vector<int> peers, std::string_view text);
+[[noreturn]] void throw_about(const Step& step, ErrorCode code, const std::vector<int>& peers, std::string_view text);
 
 /// kTimeout: "<ranks> did not <what> within <limit>".
-[[noreturn]] void throw_missing(const Step& step, std::vector<int> peers, std::string_view what);
+[[noreturn]] void throw_missing(const Step& step, const std::vector<int>& peers, std::string_view what);
 
 }  // namespace anyep::bootstrap

@@ -22,11 +22,11 @@ namespace {
 
 constexpr std::string_view kOp = "discover";
 
-[[noreturn]] void refuse(ErrorCode code, int rank, std::vector<int> peers, std::string_view text) {
+[[noreturn]] void refuse(ErrorCode code, int rank, const std::vector<int>& peers, std::string_view text) {
   Error error(code, fmt::format("{}: {}", kOp, text));
   error.op = kOp;
   error.rank = rank;
-  error.peers = std::move(peers);
+  error.peers = peers;
   throw error;
 }
 
