@@ -28,7 +28,8 @@ Scenario mixed_scenario() {
   return scenario;
 }
 
-// 50 repeats a world with random delays and 1 to 4 threads, in big and in small windows: one digest, the oracle's.
+// 50 repeats a world with random delays and 1 to 4 threads, in big and in small windows, checked or not: one digest,
+// the oracle's.
 TEST_P(Determinism, DigestsRepeat) {
   Scenario scenario = mixed_scenario();
   const std::set<std::uint64_t> expected = {digest_of(oracle_outputs(scenario))};
@@ -36,6 +37,7 @@ TEST_P(Determinism, DigestsRepeat) {
   for (std::uint64_t repeat = 0; repeat < 50; ++repeat) {
     scenario.jitter = repeat;
     scenario.num_sms = static_cast<int>(repeat % 5);
+    scenario.checked = repeat % 7 == 3;
     scenario.rows_bytes = repeat % 2 == 0 ? 64 << 20 : 2 << 20;
     digests.insert(digest_of(run(GetParam(), scenario)));
   }

@@ -171,6 +171,14 @@ TEST_P(LowLatencyDispatch, BatchesOfEverySize) {
   expect(scenario);
 }
 
+// 4096 tokens a rank at most.
+TEST_P(LowLatencyDispatch, ThousandsOfTokens) {
+  Scenario scenario = ranks(2);
+  pair(scenario,
+       {.choices = random_choices(114, {3, 2, {4096, 70}}, {.unused = 20}), .hidden = 16, .max_tokens = 4096});
+  expect(scenario);
+}
+
 ANYEP_IN_EVERY_WORLD(LowLatencyDispatch);
 
 }  // namespace

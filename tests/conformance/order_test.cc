@@ -74,6 +74,21 @@ TEST_P(Order, OpsAwaitEvents) {
   expect(scenario);
 }
 
+// Ops of one engine ordered after ops of another, both ways round.
+TEST_P(Order, OpsAwaitOpsOfAnotherEngine) {
+  Scenario scenario = ranks(3);
+  scenario.num_engines = 2;
+  const int handle = scenario.then(route(145));
+  int last = scenario.then(DispatchStep{.handle = handle, .finish = Finish::kLater}, {.delayed = 1, .delay_ms = 5});
+  std::vector<int> later = {last};
+  for (int i = 1; i <= 4; ++i) {
+    last = scenario.then(CombineStep{.handle = handle, .finish = Finish::kLater}, {.after_step = last}, i % 2);
+    later.push_back(last);
+  }
+  for (auto step = later.rbegin(); step != later.rend(); ++step) scenario.then(WaitStep{*step});
+  expect(scenario);
+}
+
 // Six asynchronous ops queued before the first is waited for, events taken backwards.
 TEST_P(Order, OpsQueueUp) {
   Scenario scenario = ranks(3);

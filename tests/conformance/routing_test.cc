@@ -28,6 +28,39 @@ TEST_P(Routes, EveryRankCount) {
   }
 }
 
+// 13 ranks on a host that has fewer processors, both modes.
+TEST_P(Routes, MoreRanksThanProcessors) {
+  Scenario scenario = ranks(13);
+  const int handle = scenario.then(route(random_choices(15, {30, 4, ragged(13, 13)})));
+  scenario.then(DispatchStep{.handle = handle});
+  scenario.then(CombineStep{.handle = handle});
+  const int dispatch = scenario.then(LowLatencyDispatchStep{.choices = random_choices(16, {30, 4, ragged(13, 13)})});
+  scenario.then(LowLatencyCombineStep{.dispatch = dispatch});
+  expect(scenario);
+}
+
+// 1024 experts, hosted by 1 and by 3 ranks.
+TEST_P(Routes, ThousandExperts) {
+  for (const int num_ranks : {1, 3}) {
+    Scenario scenario = ranks(num_ranks);
+    const int handle = scenario.then(route(random_choices(17, {1024, 8, equal(num_ranks, 50)})));
+    scenario.then(DispatchStep{.handle = handle});
+    const int dispatch = scenario.then(
+        LowLatencyDispatchStep{.choices = random_choices(18, {1024, 8, equal(num_ranks, 3)}), .hidden = 16});
+    scenario.then(LowLatencyCombineStep{.dispatch = dispatch});
+    expect(scenario);
+  }
+}
+
+// 70000 tokens on one rank, few on the other.
+TEST_P(Routes, TensOfThousandsOfTokens) {
+  Scenario scenario = ranks(2);
+  const int handle = scenario.then(route(random_choices(19, {4, 2, {70000, 300}}, {.unused = 40})));
+  scenario.then(DispatchStep{.handle = handle, .hidden = 8});
+  scenario.then(CombineStep{.handle = handle, .hidden = 8});
+  expect(scenario);
+}
+
 // 5 ranks bring 2, 0, 6, 8, 10 tokens. A rank without tokens takes part.
 TEST_P(Routes, TokenCountsDiffer) {
   Scenario scenario = ranks(5);

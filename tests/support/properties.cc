@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 
 #include "support/inputs.h"
@@ -22,7 +23,7 @@ void require(bool condition, const std::string& text) {
 struct Origin {
   int rank = 0;
   std::int64_t token = 0;
-  friend bool operator==(const Origin&, const Origin&) = default;
+  friend auto operator<=>(const Origin&, const Origin&) = default;
 };
 
 int first_expert(int rank, int num_ranks, int num_experts) {
@@ -65,6 +66,11 @@ double roundoff(DType dtype) {
   return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-24;
 }
 
+/// Index of an origin in an ordered list that has it.
+std::int64_t index_of(const std::vector<Origin>& origins, Origin from) {
+  return std::lower_bound(origins.begin(), origins.end(), from) - origins.begin();
+}
+
 class Properties {
  public:
   Properties(const Scenario& scenario, const Outputs& outputs) : scenario_(scenario), outputs_(outputs) {}
@@ -98,9 +104,11 @@ class Properties {
     return false;
   }
 
-  /// The rows that a rank receives, in order.
-  std::vector<Origin> rows(int handle, int at) const {
-    std::vector<Origin> origins;
+  /// The rows that a rank receives, in order; worked out once.
+  const std::vector<Origin>& rows(int handle, int at) {
+    const auto [found, added] = rows_.try_emplace({handle, at});
+    std::vector<Origin>& origins = found->second;
+    if (!added) return origins;
     const Choices& choices = scenario_.route_of(handle).choices;
     for (int from = 0; from < scenario_.num_ranks; ++from) {
       for (std::int64_t token = 0; token < choices.num_tokens(from); ++token) {
@@ -110,9 +118,11 @@ class Properties {
     return origins;
   }
 
-  void check_handle(int step) const {
+  void check_handle(int step) {
+    std::vector<std::vector<std::int32_t>> places;
+    for (const RankOutputs& from : outputs_) places.push_back(from.values<std::int32_t>(step, "place"));
     for (int at = 0; at < scenario_.num_ranks; ++at) {
-      const std::vector<Origin> origins = rows(step, at);
+      const std::vector<Origin>& origins = rows(step, at);
       const auto source = out(at).values<std::int32_t>(step, "source");
       const auto until = out(at).values<std::int32_t>(step, "rows_until");
       require(source.size() == origins.size(), "number of rows");
@@ -123,8 +133,8 @@ class Properties {
         require(source[row] == from.token, "source of a row");
         require(static_cast<int>(row) >= begin && static_cast<int>(row) < until[static_cast<std::size_t>(from.rank)],
                 "range of a rank's rows");
-        const auto place = out(from.rank).values<std::int32_t>(step, "place");
-        require(place[static_cast<std::size_t>(from.token * scenario_.num_ranks + at)] == static_cast<int>(row),
+        require(places[static_cast<std::size_t>(from.rank)]
+                      [static_cast<std::size_t>(from.token * scenario_.num_ranks + at)] == static_cast<int>(row),
                 "place of a token");
       }
     }
@@ -141,7 +151,7 @@ class Properties {
     return count;
   }
 
-  void check(int step, const RouteStep& what) const {
+  void check(int step, const RouteStep& what) {
     check_handle(step);
     if (what.given == RouteStep::Given::kOnlyRanks) return;
     for (int at = 0; at < scenario_.num_ranks; ++at) {
@@ -157,7 +167,7 @@ class Properties {
     }
   }
 
-  void check(int step, const AdoptStep&) const { check_handle(step); }
+  void check(int step, const AdoptStep&) { check_handle(step); }
 
   void require_row(int at, int step, const std::string& field, std::int64_t row,
                    const std::vector<std::byte>& expected) const {
@@ -168,10 +178,10 @@ class Properties {
             field + " of row " + std::to_string(row) + " on rank " + std::to_string(at));
   }
 
-  void check(int step, const DispatchStep& what) const {
+  void check(int step, const DispatchStep& what) {
     const std::uint64_t key = scenario_.key(step);
     for (int at = 0; at < scenario_.num_ranks; ++at) {
-      const std::vector<Origin> origins = rows(what.handle, at);
+      const std::vector<Origin>& origins = rows(what.handle, at);
       const auto room = what.out_rows.empty() ? static_cast<std::int64_t>(origins.size())
                                               : what.out_rows[static_cast<std::size_t>(at)];
       const auto count = std::min(room, static_cast<std::int64_t>(origins.size()));
@@ -238,7 +248,7 @@ class Properties {
     }
   };
 
-  void check(int step, const CombineStep& what) const {
+  void check(int step, const CombineStep& what) {
     const std::uint64_t key = scenario_.key(step);
     const std::size_t width = size_of(what.dtype);
     const std::size_t row_bytes = static_cast<std::size_t>(what.hidden) * width;
@@ -270,19 +280,21 @@ class Properties {
   }
 
   /// The row that rank `at` brings to a combine for one token.
-  Bytes combined_row(int step, const CombineStep& what, int at, Origin from, std::size_t row_bytes) const {
+  Bytes combined_row(int step, const CombineStep& what, int at, Origin from, std::size_t row_bytes) {
     if (what.rows_of >= 0) {
       return test::row_bytes(row_bytes, Fill::kFinite, what.dtype,
                              row_key(scenario_.key(what.rows_of), Part::kX, 0, from.rank, from.token));
     }
-    const std::vector<Origin> origins = rows(what.handle, at);
-    const auto row = std::find(origins.begin(), origins.end(), from) - origins.begin();
+    const std::int64_t row = index_of(rows(what.handle, at), from);
     return test::row_bytes(row_bytes, Fill::kFinite, what.dtype, row_key(scenario_.key(step), Part::kX, 0, at, row));
   }
 
   /// Rows of one expert, in order.
-  std::vector<Origin> rows_of_expert(const Choices& choices, std::int64_t expert) const {
-    std::vector<Origin> origins;
+  const std::vector<Origin>& rows_of_expert(int dispatch, std::int64_t expert) {
+    const auto [found, added] = rows_of_expert_.try_emplace({dispatch, expert});
+    std::vector<Origin>& origins = found->second;
+    if (!added) return origins;
+    const Choices& choices = scenario_.step<LowLatencyDispatchStep>(dispatch).choices;
     for (int from = 0; from < scenario_.num_ranks; ++from) {
       for (std::int64_t token = 0; token < choices.num_tokens(from); ++token) {
         bool chosen = false;
@@ -293,7 +305,7 @@ class Properties {
     return origins;
   }
 
-  void check(int step, const LowLatencyDispatchStep& what) const {
+  void check(int step, const LowLatencyDispatchStep& what) {
     const Choices& choices = what.choices;
     for (int at = 0; at < scenario_.num_ranks; ++at) {
       const int first = first_expert(at, scenario_.num_ranks, choices.num_experts);
@@ -302,7 +314,7 @@ class Properties {
       const auto range = out(at).values<std::int64_t>(step, "range");
       std::int64_t packed_row = 0;
       for (std::size_t expert = 0; expert < counts.size(); ++expert) {
-        const auto origins = rows_of_expert(choices, first + static_cast<std::int64_t>(expert));
+        const auto& origins = rows_of_expert(step, first + static_cast<std::int64_t>(expert));
         require(static_cast<std::size_t>(counts[expert]) == origins.size(), "count of an expert");
         for (std::size_t row = 0; row < origins.size(); ++row, ++packed_row) {
           const Origin from = origins[row];
@@ -343,7 +355,7 @@ class Properties {
     return value_of(DType::kF32, scales.data() + (row * columns + block) * 4);
   }
 
-  void check(int step, const LowLatencyCombineStep& what) const {
+  void check(int step, const LowLatencyCombineStep& what) {
     const auto& dispatch = scenario_.step<LowLatencyDispatchStep>(what.dispatch);
     const Choices& choices = dispatch.choices;
     const std::int64_t hidden = scenario_.shape_of(what).hidden;
@@ -362,8 +374,7 @@ class Properties {
     }
   }
 
-  std::vector<Terms> low_latency_terms(int step, const LowLatencyCombineStep& what, Origin from,
-                                       std::int64_t hidden) const {
+  std::vector<Terms> low_latency_terms(int step, const LowLatencyCombineStep& what, Origin from, std::int64_t hidden) {
     const Choices& choices = scenario_.step<LowLatencyDispatchStep>(what.dispatch).choices;
     std::vector<Terms> terms(static_cast<std::size_t>(hidden));
     const std::uint64_t weights = row_key(scenario_.key(what.dispatch), Part::kWeights, 0, from.rank, from.token);
@@ -371,8 +382,7 @@ class Properties {
       const std::int64_t expert = choices.at(from.rank, from.token, slot);
       const int at = host_of(expert, scenario_.num_ranks, choices.num_experts);
       if (at < 0) continue;
-      const auto origins = rows_of_expert(choices, expert);
-      const std::int64_t row = std::find(origins.begin(), origins.end(), from) - origins.begin();
+      const std::int64_t row = index_of(rows_of_expert(what.dispatch, expert), from);
       const Bytes bytes = slab_row(scenario_.key(step), at,
                                    expert - first_expert(at, scenario_.num_ranks, choices.num_experts), row, hidden);
       const double weight = weight_of(weights, static_cast<std::uint64_t>(slot));
@@ -387,6 +397,8 @@ class Properties {
 
   const Scenario& scenario_;
   const Outputs& outputs_;
+  std::map<std::pair<int, int>, std::vector<Origin>> rows_;
+  std::map<std::pair<int, std::int64_t>, std::vector<Origin>> rows_of_expert_;
 };
 
 }  // namespace

@@ -88,14 +88,16 @@ void RankRun::put_error(int step, const Error& error) {
 }
 
 void RankRun::issue(int step, Finish finish, const Call& call) {
-  const bool gated = scenario_.steps[static_cast<std::size_t>(step)].pace.after_manual;
+  const Pace& pace = scenario_.steps[static_cast<std::size_t>(step)].pace;
+  const bool gated = pace.after_manual;
   Event gate;
   Options options;
   options.num_sms = scenario_.num_sms;
   options.wait = finish == Finish::kWait;
+  if (pace.after_step >= 0) options.after.push_back(kept(pace.after_step).event);
   if (gated) {
     gate = Event::manual();
-    options.after = {gate};
+    options.after.push_back(gate);
   }
   kept(step).in.seal();
   try {

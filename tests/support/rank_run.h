@@ -88,8 +88,8 @@ class RankRun {
   const Scenario& scenario_;
   int rank_;
   Returned returned_;
-  std::vector<std::optional<Engine>> engines_;
   std::vector<Kept> kept_;
+  std::vector<std::optional<Engine>> engines_;  ///< gone before what they gave: handles, rows, hooks, events
   RankOutputs outputs_;
   std::chrono::nanoseconds patience_{};
 };

@@ -118,10 +118,11 @@ using What = std::variant<RouteStep, AdoptStep, DispatchStep, CombineStep, LowLa
 struct Pace {
   int delayed = -1;  ///< this rank sleeps `delay_ms` first
   int delay_ms = 0;
-  int held = -1;   ///< this rank begins only when
-  int until = -1;  ///< this one's call has returned
-  bool after_manual =
-      false;  ///< the op is ordered after an event that each caller completes once the call has returned
+  int held = -1;        ///< this rank begins only when
+  int until = -1;       ///< this one's call has returned
+  int after_step = -1;  ///< the op is ordered after the event of that step
+  /// The op is ordered after an event that each caller completes once the call has returned.
+  bool after_manual = false;
 };
 
 struct Step {
