@@ -39,7 +39,9 @@ class Engine::Core {
   Core(std::unique_ptr<backend::Backend> the_backend, const Budget& budget, const Topology& the_topology,
        const Tuning& the_tuning)
       : backend(std::move(the_backend)), topology(the_topology), tuning(the_tuning), queue([this](const Error& error) {
-          if (!spares_the_engine(error.code)) backend->fail(error);
+          if (spares_the_engine(error.code)) return;
+          seen = true;
+          backend->fail(error);
         }) {
     limits.num_ranks = topology.num_ranks();
     limits.rank = topology.rank;
@@ -75,7 +77,24 @@ class Engine::Core {
   void must_be_usable(const char* op) const {
     if (::getpid() != owner) core::throw_error(ErrorCode::kState, op, "the engine belongs to the process that made it");
     if (closed) core::throw_error(ErrorCode::kState, op, "the engine is closed");
-    if (const auto error = backend->first_error()) throw Error(*error);
+    must_not_have_failed(op, "between");
+  }
+
+  /// What the watcher found is nobody's op: it is met by the call that comes next, or that waits.
+  void must_not_have_failed(const char* op, const char* phase) const {
+    const std::optional<Error> first = backend->first_error();
+    if (!first) return;
+    seen = true;
+    if (!first->op.empty()) throw Error(*first);
+    Error error = core::reworded(*first, fmt::format("{} (phase {}): {}", op, phase, first->what()));
+    error.op = op;
+    error.phase = phase;
+    throw error;
+  }
+
+  /// The error of a failed engine that no call has met yet, met by close().
+  void must_not_hide_an_error() const {
+    if (!seen) must_not_have_failed("close", "close");
   }
 
   /// The next collective call. A refused call takes a number too, so that ranks stay in step.
@@ -101,17 +120,35 @@ class Engine::Core {
       backend::check_options(call.op, options);
       return check();
     } catch (const Error& error) {
-      Error named = error;
-      named.rank = limits.rank;
-      backend->refused(call.number, named);
-      throw named;
+      throw refused(call, error);
     }
   }
 
+  /// Peers learn why this rank does not take part.
+  Error refused(const Call& call, const Error& error) {
+    Error named = error;
+    named.rank = limits.rank;
+    backend->refused(call.number, named);
+    seen = true;  // if the group fails, it is because of this
+    return named;
+  }
+
+  /// Waits for an event that need not be this engine's, but no longer than the engine lives. False at the limit.
+  bool wait_for(const Event::State& event, const Call& call) const {
+    constexpr std::uint64_t kLookEveryNs = 5'000'000;
+    for (std::uint64_t left = call.limit_ns; left > 0;) {
+      const std::uint64_t step = std::min(left, kLookEveryNs);
+      if (event.wait_for(step)) return true;
+      must_not_have_failed(call.op, "before_send");
+      left -= step;
+    }
+    return false;
+  }
+
   /// Awaits what the op comes after, within the op's limit.
-  static void await(const std::vector<Event>& after, const Call& call) {
+  void await(const std::vector<Event>& after, const Call& call) const {
     for (const Event& event : after) {
-      if (event.state_ == nullptr || event.state_->wait_for(call.limit_ns)) continue;
+      if (event.state_ == nullptr || wait_for(*event.state_, call)) continue;
       Error error(ErrorCode::kTimeout, fmt::format("{}: an event that it comes after was not completed within {:.3f} s",
                                                    call.op, static_cast<double>(call.limit_ns) * 1e-9));
       error.op = call.op;
@@ -133,7 +170,11 @@ class Engine::Core {
       return Event();
     }
     auto event = std::make_shared<Event::State>();
-    queue.post(std::move(task), event);
+    try {
+      queue.post(std::move(task), event);
+    } catch (const Error& error) {
+      throw refused(call, error);
+    }
     return Event(std::move(event));
   }
 
@@ -145,6 +186,7 @@ class Engine::Core {
   std::atomic<bool> busy = false;
   std::atomic<bool> closed = false;
   std::atomic<bool> first_done = false;
+  mutable std::atomic<bool> seen = false;  ///< the caller knows that, or why, the engine fails
   std::uint32_t number = protocol::kFirstEpoch;
   /// Low-latency sends whose hook has not been called, by their count of sends.
   std::deque<std::uint64_t> unreceived;
@@ -200,16 +242,18 @@ Handle Engine::route(const Shape& shape, const Routing& routing, StreamRef, cons
 namespace {
 
 /// The handle's arrays are there; a route that failed is the caller's to notice.
-void await_route(const char* op, const Handle::State& handle, std::uint64_t limit_ns) {
+void await_route(const Engine::Core& core, const Call& call, const Handle::State& handle) {
   if (handle.routed == nullptr) return;
   bool there = false;
   try {
-    there = handle.routed->wait_for(limit_ns);
+    there = core.wait_for(*handle.routed, call);
   } catch (const Error& error) {
-    core::throw_error(ErrorCode::kState, op, fmt::format("the handle is of a route that failed: {}", error.what()));
+    core.must_not_have_failed(call.op, "before_send");
+    core::throw_error(ErrorCode::kState, call.op,
+                      fmt::format("the handle is of a route that failed: {}", error.what()));
   }
   if (!there)
-    core::throw_error(ErrorCode::kState, op, "the handle's route has not ended; it was made by another engine");
+    core::throw_error(ErrorCode::kState, call.op, "the handle's route has not ended; it was made by another engine");
 }
 
 }  // namespace
@@ -219,7 +263,7 @@ Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, Str
   Call call = core_->next_call(Op::kDispatch, options);
   backend::DispatchCall dispatch = core_->checked(call, options, [&] {
     if (handle.state_ != nullptr && handle.state_->routed != nullptr && handle.state_->routed->done()) {
-      await_route(call.op, *handle.state_, call.limit_ns);
+      await_route(*core_, call, *handle.state_);
     }
     return backend::check_dispatch(x, out, handle.state_, core_->limits);
   });
@@ -232,7 +276,7 @@ Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, Str
   call.description[4] = static_cast<std::uint64_t>(x.x.dtype);
   call.description[6] = other_bytes & 0xFFFF'FFFFu;
   return core_->submit(call, options, [core = core_.get(), call, dispatch] {
-    await_route(call.op, *dispatch.handle, call.limit_ns);
+    await_route(*core, call, *dispatch.handle);
     core->backend->dispatch(call, dispatch);
   });
 }
@@ -243,7 +287,7 @@ Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& 
   Call call = core_->next_call(Op::kCombine, options);
   backend::CombineCall combine = core_->checked(call, options, [&] {
     if (handle.state_ != nullptr && handle.state_->routed != nullptr && handle.state_->routed->done()) {
-      await_route(call.op, *handle.state_, call.limit_ns);
+      await_route(*core_, call, *handle.state_);
     }
     return backend::check_combine(in, out, handle.state_, core_->limits);
   });
@@ -251,7 +295,7 @@ Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& 
   call.description[4] = static_cast<std::uint64_t>(in.x.dtype);
   call.description[6] = combine.fields.bytes[core::kFieldWeights];
   return core_->submit(call, options, [core = core_.get(), call, combine] {
-    await_route(call.op, *combine.handle, call.limit_ns);
+    await_route(*core, call, *combine.handle);
     backend::check_rows(call.op, *combine.handle, combine.in.x);
     core->backend->combine(call, combine);
   });
@@ -311,7 +355,7 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
   const std::uint64_t sent = core.num_low_latency_sends;
   core.unreceived.push_back(sent);
   core.queue.run([&core, op, send] {
-    Engine::Core::await(op->options.after, op->call);
+    core.await(op->options.after, op->call);
     (core.backend.get()->*send)(*op);
   });
   pending->receive = [self = core.self, op, sent, receive, pending_state = pending.get()]() -> Event {
@@ -446,13 +490,14 @@ TensorView Engine::memory(Mode mode, std::size_t offset, std::size_t bytes) {
 
 void Engine::check() const {
   if (core_->closed) core::throw_error(ErrorCode::kState, "check", "the engine is closed");
-  if (const auto error = core_->backend->first_error()) throw Error(*error);
+  core_->must_not_have_failed("check", "between");
 }
 
 void Engine::abandon(const std::string& why) noexcept {
   if (core_ == nullptr || core_->closed) return;
   Error error(ErrorCode::kAborted, why);
   error.rank = core_->limits.rank;
+  core_->seen = true;
   core_->backend->fail(error);
 }
 
@@ -466,6 +511,7 @@ void Engine::close() {
   if (!idle) core_->backend->fail(Error(ErrorCode::kTimeout, "close: an operation was still in flight"));
   const std::vector<int> missing = core_->backend->close();
   core_->closed = true;
+  if (idle) core_->must_not_hide_an_error();
   if (idle && missing.empty()) return;
   Error error(
       ErrorCode::kTimeout,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 
@@ -63,6 +64,12 @@ void throw_resource(std::string_view op, std::string_view call, int error_number
   error.need = need;
   error.have = have;
   throw error;
+}
+
+Error reworded(const Error& error, const std::string& text) {
+  Error other(error);
+  static_cast<std::runtime_error&>(other) = std::runtime_error(text);
+  return other;
 }
 
 void throw_internal(const char* condition, const char* text, const char* file, int line) {

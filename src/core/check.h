@@ -4,6 +4,7 @@
 #include <anyep/error.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace anyep::core {
@@ -23,6 +24,9 @@ namespace anyep::core {
 /// number means that it is not known, zero for error_number that no system call failed; what is not known is left out.
 [[noreturn]] void throw_resource(std::string_view op, std::string_view call, int error_number, std::uint64_t need = 0,
                                  std::uint64_t have = 0);
+
+/// The same error with another text.
+Error reworded(const Error& error, const std::string& text);
 
 /// kInternal with the place of the broken invariant.
 [[noreturn]] void throw_internal(const char* condition, const char* text, const char* file, int line);

@@ -2,12 +2,11 @@
 //
 //   after   out[t] == bias + the sum, over ranks ascending, of that rank's row for token t: FP32, rounded once
 //   roles   this rank sends the rows of its peers' tokens and, chunk by chunk of its own tokens, adds up
-//   moves   x in this rank's window: peers gather it. Any other x, and weights: this rank -> slot [rank][token mod
-//   chunk] at the
-//           token's home, a chunk of tokens per turn. Own rows go through no slot.
-//   syncs   handoff.h, combine stream: a ring of two slot regions, granted two turns ahead for good; the sender's offer
-//   says
-//           which fields lie where. A sender whose x is gathered stays until every reader has taken its last turn.
+//   moves   x in this rank's window: peers gather it. Own rows go through no slot.
+//           Any other x, and weights: to slot [rank][token mod chunk] at the token's home, a chunk of tokens per turn.
+//   syncs   handoff.h, combine stream: a ring of two slot regions, granted two turns ahead for good;
+//           the sender's offer says which fields lie where.
+//           A sender whose x is gathered stays until every reader has taken its last turn.
 //   needs   the same handle arrays and field bytes on every rank (the call's digest)
 #include <algorithm>
 #include <cstring>
@@ -268,7 +267,9 @@ class Combine {
   void take_gathered() {
     for (int step = 1; step < ranks_; ++step) {
       const int rank = (me_ + step) % ranks_;
-      if (experts_[static_cast<std::size_t>(rank)].rows != nullptr) give_back(rank);
+      if (experts_[static_cast<std::size_t>(rank)].rows == nullptr) continue;
+      run_.must_not_have_left(rank, kInReceive);  // else its rows may have been other rows by now
+      give_back(rank);
     }
   }
 

@@ -115,7 +115,14 @@ void Group::connect(const Error* mine, Bootstrap& bootstrap, Deadline deadline) 
   rank_ = bootstrap.rank();
   const auto ranks = static_cast<std::size_t>(bootstrap.num_ranks());
   core::fault_point("create.connect", rank_, 0);
-  control_ = control::Control::connect(bootstrap, kOp, deadline);
+  try {
+    control_ = control::Control::connect(bootstrap, kOp, deadline);
+  } catch (const Error& error) {  // of the caller's bootstrap: it does not know what for it was asked
+    if (error.op == kOp) throw;
+    Error named = core::reworded(error, fmt::format("{}: {}", kOp, error.what()));
+    named.op = kOp;
+    throw named;
+  }
   generation_ = static_cast<std::uint16_t>(control_->generation());
   control_->vote(mine, kOp, deadline);
   layout_ = core::WindowLayout::make(budget_, bootstrap.num_ranks());

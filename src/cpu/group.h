@@ -31,6 +31,9 @@ enum MessageKind : std::uint32_t {
   kMessageUnmaskYes,    ///< a = the turn from which both count each other in
 };
 
+/// What a rank knows of a peer that will write nothing more.
+enum Gone : std::uint32_t { kHere = 0, kDead, kLeft };
+
 class Group final : public control::Listener {
  public:
   /// Collective, all or none.
@@ -59,7 +62,7 @@ class Group final : public control::Listener {
 
   // ---- failure ----
   std::uint64_t* abort_word() { return &abort_; }
-  std::uint32_t* gone() { return gone_.data(); }      ///< [ranks] 1 = known dead
+  std::uint32_t* gone() { return gone_.data(); }      ///< [ranks] Gone
   std::uint32_t* masked() { return masked_.data(); }  ///< [ranks] 1 = masked in low latency
   /// Keeps the first error, sets the abort word and tells the peers why this rank leaves. Later calls keep the first.
   void fail(const Error& error) noexcept;
@@ -72,6 +75,8 @@ class Group final : public control::Listener {
   void begin_call(std::uint32_t call) noexcept;
   std::optional<Error> first_error() const;
   bool failed() const;
+  /// Waits until the group has failed, at most `limit_ns`: for the reason of something seen in a window first.
+  bool wait_until_failed(std::uint64_t limit_ns) const;
 
   // ---- masks and turns of low latency ----
   /// Starts the next turn: masks whose agreed turn has come are lifted.
@@ -94,6 +99,8 @@ class Group final : public control::Listener {
   void on_death(int peer, const char* how) noexcept override;
   void on_hangup(int peer) noexcept override;
   void take_error(const Error& error, bool tell) noexcept;
+  void take_death(int peer, const char* how) noexcept;
+  void set_gone(int peer, Gone how) noexcept;
   void wake_own() noexcept;
 
   void connect(const Error* mine, Bootstrap&, Deadline);
@@ -114,7 +121,7 @@ class Group final : public control::Listener {
   std::uint64_t abort_ = 0;
   std::vector<std::uint32_t> gone_, masked_;
   mutable std::mutex mutex_;  ///< guards what follows
-  std::condition_variable changed_;
+  mutable std::condition_variable changed_;
   std::optional<Error> first_error_;
   struct Refusal {
     std::uint32_t call;

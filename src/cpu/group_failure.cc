@@ -2,9 +2,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
+#include "core/check.h"
 #include "core/fault_point.h"
 #include "core/log.h"
 #include "core/tuning.h"
@@ -40,14 +42,15 @@ ErrorCode code_from(std::uint64_t value) {
                                                                    : ErrorCode::kAborted;
 }
 
-/// What this rank throws when `peer` says that it leaves: death, silence and disagreement keep their class.
+/// What this rank throws when `peer` says that it leaves: death, silence and disagreement keep their class. Blamed is
+/// whom the peer blames, this rank included where it was silent; else the peer itself.
 Error relayed(int rank, int peer, const control::Message& message) {
   const ErrorCode theirs = code_from(message.a);
   const bool keeps = theirs == ErrorCode::kMismatch || theirs == ErrorCode::kTimeout || theirs == ErrorCode::kPeerDead;
   Error error(keeps ? theirs : ErrorCode::kAborted, fmt::format("rank {} leaves: {}", peer, text_of(message)));
   error.rank = rank;
   for (int one = 0; one < 64; ++one) {
-    if (keeps && (message.b >> one & 1u) != 0) error.peers.push_back(one);
+    if ((one != rank || theirs == ErrorCode::kTimeout) && (message.b >> one & 1u) != 0) error.peers.push_back(one);
   }
   if (error.peers.empty()) error.peers = {peer};
   return error;
@@ -78,9 +81,28 @@ void Group::fail(const Error& error) noexcept {
   take_error(error, true);
 }
 
+/// The error that is repeated names every rank that died, whichever was noticed first.
+void Group::take_death(int peer, const char* how) noexcept {
+  Error error(ErrorCode::kPeerDead, fmt::format("rank {} died (noticed by its {})", peer, how));
+  error.rank = rank_;
+  error.peers = {peer};
+  take_error(error, true);
+  const std::lock_guard lock(mutex_);
+  std::vector<int>& named = first_error_->peers;
+  if (first_error_->code != ErrorCode::kPeerDead || std::ranges::count(named, peer) != 0) return;
+  first_error_ = core::reworded(*first_error_, fmt::format("{}; {}", first_error_->what(), error.what()));
+  first_error_->peers.push_back(peer);
+  std::ranges::sort(first_error_->peers);
+}
+
 std::optional<Error> Group::first_error() const {
   const std::lock_guard lock(mutex_);
   return first_error_;
+}
+
+bool Group::wait_until_failed(std::uint64_t limit_ns) const {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::nanoseconds(limit_ns), [this] { return first_error_.has_value(); });
 }
 
 bool Group::failed() const {
@@ -156,6 +178,8 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
         const std::uint32_t mine = protocol::next_epoch(low_latency_turn_);
         if (protocol::not_before(mine, turn)) turn = mine;
         unmask_turn_[at] = turn;
+        // Until the agreed turn the asker sends nothing here, so nothing may be awaited from it either.
+        set_mask(peer, true);
       }
       control_->tell(peer, message_of(kMessageUnmaskYes, generation_, turn, 0, ""));
       break;
@@ -168,12 +192,11 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
     default:
       core::log_warning(fmt::format("rank {} sent a message of unknown kind {}", peer, message.kind));
   }
-  if (message.kind == kMessageClosing || message.kind == kMessageLeaving) {
-    protocol::Shared(gone_[at]).store(1u, protocol::kRelease);
-  }
+  if (message.kind == kMessageClosing || message.kind == kMessageLeaving) set_gone(peer, kLeft);
   wake_own();
 }
 
+// Masks and errors come before `gone`: whoever finds a peer gone must find out why.
 void Group::on_death(int peer, const char* how) noexcept {
   const auto at = static_cast<std::size_t>(peer);
   bool closed = false;
@@ -182,16 +205,13 @@ void Group::on_death(int peer, const char* how) noexcept {
     closed = closing_[at] != 0;
     ended_[at] = 1;
   }
-  protocol::Shared(gone_[at]).store(1u, protocol::kRelease);
   if (budget_.masks) {
     set_mask(peer, true);
     core::log_warning(fmt::format("rank {} died ({}); low latency goes on without it", peer, how));
   } else if (!closed) {
-    Error error(ErrorCode::kPeerDead, fmt::format("rank {} died (noticed by its {})", peer, how));
-    error.rank = rank_;
-    error.peers = {peer};
-    take_error(error, true);
+    take_death(peer, how);
   }
+  set_gone(peer, kDead);
   wake_own();
 }
 
@@ -203,7 +223,6 @@ void Group::on_hangup(int peer) noexcept {
     announced = ended_[at] != 0;
     ended_[at] = 1;
   }
-  protocol::Shared(gone_[at]).store(1u, protocol::kRelease);
   if (budget_.masks) {
     set_mask(peer, true);
   } else if (!announced) {
@@ -212,7 +231,14 @@ void Group::on_hangup(int peer) noexcept {
     error.peers = {peer};
     take_error(error, true);
   }
+  set_gone(peer, kLeft);
   wake_own();
+}
+
+/// A rank that left and died later has left.
+void Group::set_gone(int peer, Gone how) noexcept {
+  const protocol::Shared gone(gone_[static_cast<std::size_t>(peer)]);
+  if (gone.load(protocol::kRelaxed) == kHere) gone.store(how, protocol::kRelease);
 }
 
 void Group::set_mask(int peer, bool masked) noexcept {

@@ -38,8 +38,7 @@ bool LowLatencyRun::landed(std::uint64_t array, int peer, Phase phase) {
   const protocol::Ended ended = protocol::wait(run.waiter, who, group_.word(me(), array, peer), mark());
   if (ended == protocol::Ended::kReached) return true;
   if (ended == protocol::Ended::kMasked) return false;
-  const bool silent = ended == protocol::Ended::kTimeout || ended == protocol::Ended::kPeerGone;
-  if (!group_.budget().masks || !silent) run.must(ended, who);
+  if (!group_.budget().masks || !run.is_silent(ended, peer)) run.must(ended, who);
   group_.set_mask(peer, true);
   core::log_warning(fmt::format("{}: rank {} did not answer in time and is masked from now on", call_.call.op, peer));
   run.forget_fault();

@@ -26,6 +26,12 @@ std::uint64_t digest_of(const backend::Call& call) {
 constexpr std::array<const char*, core::kDescriptionWords> kDescriptionNames = {
     "operation", "num_experts", "top_k", "hidden", "element type", "max_tokens", "scales or extra bytes", "options"};
 
+/// Kind of an announcement that replaces a call's: this rank has thrown out of it. No op has it (Op + 1 <= 6).
+constexpr unsigned kKindLeft = 15;
+/// How long a rank that finds a peer gone looks for the reason, which comes over the control link: a message of some
+/// microseconds, on cores that may be busy.
+constexpr std::uint64_t kReasonNs = 200'000'000;
+
 const char* op_name_of_kind(std::uint64_t kind) {
   return kind == 0 || kind > static_cast<std::uint64_t>(Op::kBarrier) + 1 ? "no operation"
                                                                           : name_of(static_cast<Op>(kind - 1));
@@ -39,7 +45,10 @@ const char* phase_name(std::uint32_t phase) {
 }
 
 OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::uint64_t start_ns)
-    : group(the_group), call(the_call), code(protocol::make_code(the_call.kind, digest_of(the_call))) {
+    : group(the_group),
+      call(the_call),
+      code(protocol::make_code(the_call.kind, digest_of(the_call))),
+      announced_(start == Start::kAnnounce) {
   const int me = group.rank();
   waiter.abort = group.abort_word();
   waiter.doorbell = &group.doorbell(me);
@@ -52,16 +61,37 @@ OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::
   waiter.gone = group.gone();
   if (start == Start::kResume) return;
   group.begin_call(call.number);
-  if (group.failed()) throw aborted(kBeforeSend);
+  if (group.failed()) leave(kBeforeSend);
   auto* const described = reinterpret_cast<std::uint64_t*>(group.own(group.layout().described));
   for (std::size_t word = 0; word < call.description.size(); ++word) {
     Shared(described[word]).store(call.description[word], protocol::kRelaxed);
   }
+  announce(waiter.announcement);  // pattern A: after the description, which a peer may compare
+}
+
+void OpRun::announce(std::uint64_t mark) const {
   for (int peer = 0; peer < group.num_ranks(); ++peer) {
-    if (peer == me) continue;
-    // Pattern A: the description comes before the announcement that a peer may compare.
-    Shared(group.word(peer, group.layout().announced, me)).store(waiter.announcement, protocol::kRelease);
+    if (peer == group.rank()) continue;
+    Shared(group.word(peer, group.layout().announced, group.rank())).store(mark, protocol::kRelease);
   }
+}
+
+void OpRun::leave_with(const Error& error) {
+  group.fail(error);
+  // The second half of an op may end when the next one has been announced already: words only move forward.
+  if (announced_) announce(protocol::make_mark(group.generation(), call.number, protocol::make_code(kKindLeft, 0)));
+  throw Error(error);
+}
+
+void OpRun::leave(std::uint32_t phase) {
+  leave_with(aborted(phase));
+}
+
+bool OpRun::has_left(int peer) const {
+  // Pattern F in reverse: a read-modify-write, so that what was read before cannot have been read after it.
+  const std::uint64_t seen =
+      Shared(group.word(group.rank(), group.layout().announced, peer)).fetch_add(0, protocol::kSequential);
+  return protocol::contradicts(seen, waiter.announcement) && protocol::kind_of(protocol::code_of(seen)) == kKindLeft;
 }
 
 void OpRun::forget_fault() {
@@ -73,7 +103,8 @@ void OpRun::at(Phase phase) {
   if constexpr (core::kFaultPoints) {
     core::fault_point(fmt::format("{}.{}", call.op, phase_name(phase)).c_str(), group.rank(), call.number);
   }
-  if (group.failed()) throw aborted(phase);
+  // What has landed counts, also when its sender has left since: whoever only receives finds out in its waits.
+  if (phase != kInReceive && group.failed()) leave(phase);
 }
 
 Error OpRun::named(ErrorCode error_code, std::uint32_t phase, const std::string& text) const {
@@ -111,16 +142,36 @@ std::vector<int> OpRun::not_yet_here(int at_least) const {
 }
 
 void OpRun::fail(Ended ended, const protocol::Who& who) {
-  if (ended == Ended::kAborted) throw aborted(who.phase);
-  if (ended == Ended::kMismatch) mismatch(who.peer, who.phase);
-  if (ended == Ended::kPeerGone) {
-    Error error =
-        named(ErrorCode::kPeerDead, who.phase,
-              fmt::format("rank {} is gone: it closed its engine or died, and had not sent its part", who.peer));
-    error.peers = {who.peer};
-    group.fail(error);
-    throw error;
+  switch (ended) {
+    case Ended::kMismatch:
+      mismatch(who.peer, who.phase);
+    case Ended::kPeerGone:
+      gone(who.peer, who.phase);
+    case Ended::kTimeout:
+      timed_out(who);
+    default:
+      leave(who.phase);
   }
+}
+
+/// Which of the two it is, the group knows better, where it has failed because of it.
+void OpRun::gone(int peer, std::uint32_t phase) {
+  if (group.failed()) leave(phase);
+  const bool dead = Shared(group.gone()[peer]).load(protocol::kAcquire) == kDead;
+  Error error = named(dead ? ErrorCode::kPeerDead : ErrorCode::kAborted, phase,
+                      fmt::format("rank {} {} without doing its part", peer, dead ? "died" : "closed its engine"));
+  error.peers = {peer};
+  leave_with(error);
+}
+
+void OpRun::left(int peer, std::uint32_t phase) {
+  if (group.wait_until_failed(kReasonNs)) leave(phase);
+  Error error = named(ErrorCode::kAborted, phase, fmt::format("rank {} has left this call", peer));
+  error.peers = {peer};
+  leave_with(error);
+}
+
+void OpRun::timed_out(const protocol::Who& who) {
   const std::vector<int> missing = not_yet_here(who.peer);
   const std::uint64_t seen =
       Shared(group.word(group.rank(), group.layout().announced, who.peer)).load(protocol::kRelaxed);
@@ -136,11 +187,11 @@ void OpRun::fail(Ended ended, const protocol::Who& who) {
   error.expected = record_.expected;
   error.seen = record_.seen;
   error.elapsed_ns = record_.elapsed_ns;
-  group.fail(error);
-  throw error;
+  leave_with(error);
 }
 
 void OpRun::mismatch(int peer, std::uint32_t phase) {
+  must_not_have_left(peer, static_cast<Phase>(phase));
   std::string text = fmt::format("rank {} makes another call at this place:", peer);
   const auto* const theirs = reinterpret_cast<std::uint64_t*>(group.peer(peer, group.layout().described));
   for (std::size_t word = 0; word < call.description.size(); ++word) {
@@ -158,15 +209,13 @@ void OpRun::mismatch(int peer, std::uint32_t phase) {
   error.peers = {peer};
   error.expected = record_.expected;
   error.seen = record_.seen;
-  group.fail(error);
-  throw error;
+  leave_with(error);
 }
 
 void OpRun::disagree(int peer, const char* what) {
   Error error = named(ErrorCode::kMismatch, kMidSend, fmt::format("with rank {}: {}", peer, what));
   error.peers = {peer};
-  group.fail(error);
-  throw error;
+  leave_with(error);
 }
 
 void OpRun::check_record(int peer, std::uint32_t record_call, std::uint32_t record_code) {
@@ -182,7 +231,7 @@ void OpRun::finish() {
     if (peer == group.rank()) continue;
     const std::uint64_t seen =
         Shared(group.word(group.rank(), group.layout().announced, peer)).load(protocol::kAcquire);
-    if (protocol::contradicts(seen, waiter.announcement)) mismatch(peer, kInReceive);
+    if (protocol::contradicts(seen, waiter.announcement)) mismatch(peer, kInReceive);  // or has left
   }
 }
 
@@ -192,8 +241,7 @@ void OpRun::corrupt(int peer, const char* what, std::uint64_t expected, std::uin
   error.peers = {peer};
   error.expected = expected;
   error.seen = seen;
-  group.fail(error);
-  throw error;
+  leave_with(error);
 }
 
 }  // namespace anyep::cpu

@@ -37,8 +37,22 @@ class OpRun {
   void at(Phase phase);
   /// The plain record under a mark must name this call. @throws Error kMismatch
   void check_record(int peer, std::uint32_t record_call, std::uint32_t record_code);
-  /// After the last wait: every peer must have been in this call.
+  /// After the last wait: every peer must have been in this call, and none may have left it.
   void finish();
+  /// Has the peer thrown out of this call? Ordered after everything that this rank has read from the peer's memory
+  /// before: the peer may use that memory anew once it has thrown.
+  bool has_left(int peer) const;
+  /// Did a wait end because the peer does nothing more? With masks the op goes on without it.
+  bool is_silent(protocol::Ended ended, int peer) const {
+    return ended == protocol::Ended::kTimeout || ended == protocol::Ended::kPeerGone ||
+           (ended == protocol::Ended::kMismatch && has_left(peer));
+  }
+  /// Throws if it has.
+  void must_not_have_left(int peer, Phase phase) {
+    if (has_left(peer)) [[unlikely]] {
+      left(peer, phase);
+    }
+  }
   /// The ranks' data contradict each other. @throws Error kMismatch
   [[noreturn]] void disagree(int peer, const char* what);
   [[noreturn]] void corrupt(int peer, const char* what, std::uint64_t expected, std::uint64_t seen);
@@ -46,11 +60,20 @@ class OpRun {
  private:
   [[noreturn]] void fail(protocol::Ended ended, const protocol::Who& who);
   [[noreturn]] void mismatch(int peer, std::uint32_t phase);
+  [[noreturn]] void left(int peer, std::uint32_t phase);
+  [[noreturn]] void gone(int peer, std::uint32_t phase);
+  [[noreturn]] void timed_out(const protocol::Who& who);
+  /// The group fails with this error, peers see that this rank has left the call, and it is thrown.
+  [[noreturn]] void leave_with(const Error& error);
+  /// Leaves because the group has failed already.
+  [[noreturn]] void leave(std::uint32_t phase);
+  void announce(std::uint64_t mark) const;
   Error named(ErrorCode code, std::uint32_t phase, const std::string& text) const;
   /// The group's first error, with what this op was doing.
   Error aborted(std::uint32_t phase) const;
   std::vector<int> not_yet_here(int at_least) const;
 
+  const bool announced_;
   protocol::FaultRecord record_{};
 };
 

@@ -108,10 +108,11 @@ void on_ranks(const World& world, const std::function<void(Engine& engine, int r
     body(engine, rank);
     try {
       engine.check();
-    } catch (const Error&) {
-      return;  // it failed, as the body wanted
+      engine.close();
+    } catch (const Error& error) {
+      if (error.op == "close" && error.code == ErrorCode::kTimeout) throw;
+      return;  // it failed, or a peer's did, as the body wanted
     }
-    engine.close();
   });
 }
 
