@@ -60,9 +60,12 @@ struct TensorView {
     return view;
   }
   bool given() const { return shape.dims > 0; }
+  /// Stays at the largest number where the product would exceed it; 0 without dimensions.
   std::int64_t num_elements() const {
     std::int64_t count = shape.dims > 0 ? 1 : 0;
-    for (int dim = 0; dim < shape.dims; ++dim) count *= shape[dim];
+    for (int dim = 0; dim < shape.dims; ++dim) {
+      if (__builtin_mul_overflow(count, shape[dim], &count)) return INT64_MAX;
+    }
     return count;
   }
   /// Row-major without gaps; strides of extents <= 1 do not matter.

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <array>
 #include <atomic>
@@ -16,6 +17,7 @@ namespace {
 using namespace test;
 using control::Control;
 using testing::ElementsAre;
+using testing::HasSubstr;
 
 /// Values that all ranks of a test see.
 struct Shared {
@@ -133,9 +135,9 @@ TEST_F(ControlProcess, AnOrderlyStopIsAHangUpAndTheLaterExitNoDeath) {
     const auto control = connect(group, rank);
     control->start(recorder);
     if (rank == 1) {
+      shared_->killed_at_ns = now_ns();
       control->tell_all(message(9, "leaving"));
       control->stop();
-      shared_->killed_at_ns = now_ns();
       std::this_thread::sleep_for(100ms);
       return;
     }
@@ -220,6 +222,25 @@ TEST_F(ControlProcess, ADeathDuringConnectIsNamed) {
               },
               {victim});
   }
+}
+
+// Rank 2 cannot open a single socket more when it comes to connect, and nobody has a link to it yet.
+TEST_F(ControlProcess, ARankWithoutDescriptorsFailsTheConnectOnAllWithItsCause) {
+  const LocalGroup group(3);
+  run_world(3, [&](int rank) {
+    Interrupted bootstrap(group.member(rank), [&] {
+      if (rank != 2) return;
+      const int next = ::dup(0);
+      ::close(next);
+      const rlimit limit{static_cast<rlim_t>(next), static_cast<rlim_t>(next)};
+      ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    });
+    const auto start = Clock::now();
+    const Error error = thrown([&] { Control::connect(bootstrap, "create", in(20s)); });
+    EXPECT_EQ(error.code, ErrorCode::kResource) << error.what();
+    EXPECT_THAT(error.what(), HasSubstr("Too many open files"));
+    EXPECT_LT(since(start), 1s);
+  });
 }
 
 // A child that the user forks holds copies of the links.
