@@ -55,7 +55,7 @@ struct TensorView {
     std::int64_t stride = 1;
     for (int dim = shape.dims - 1; dim >= 0; --dim) {
       view.strides[dim] = stride;
-      stride *= shape[dim];
+      if (__builtin_mul_overflow(stride, shape[dim], &stride)) stride = INT64_MAX;
     }
     return view;
   }
