@@ -68,6 +68,7 @@ Task::Task(int num_ranks, int rank) : num_ranks_(num_ranks), rank_(rank), shape_
   counts_.resize(local);
   source_.resize(local * slots);
   range_.resize(local * static_cast<std::size_t>(num_ranks));
+  waited_.resize(static_cast<std::size_t>(num_ranks));
 }
 
 std::int64_t Task::tokens_of(int rank) const {
@@ -195,6 +196,7 @@ std::uint64_t Task::low_latency(Engine& engine, int salt) {
   LowLatencyOptions options;
   options.hook = salt % 2 != 0;
   options.wait = !options.hook;
+  options.waited = TensorView::dense(waited_.data(), DType::kI64, {num_ranks_});
   const TensorView x = TensorView::dense(x_.data(), DType::kBF16, {tokens, shape_.hidden});
   engine.low_latency_dispatch(shape_, x, routing, slabs, {}, options).receive().wait();
   check_slabs(salt);

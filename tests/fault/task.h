@@ -30,6 +30,8 @@ class Task {
   /// Both, then a barrier.
   std::uint64_t round(Engine& engine, int salt);
 
+  /// Low latency: time waited for `peer` since the task was made.
+  std::int64_t waited_ns(int peer) const { return waited_[static_cast<std::size_t>(peer)]; }
   /// Ranks whose tokens were missing, or to which this rank's were not sent, in the last low-latency round: bit mask.
   std::uint64_t missing() const { return missing_; }
 
@@ -52,7 +54,7 @@ class Task {
   std::vector<std::int64_t> row_experts_;
   std::vector<float> row_weights_;
   std::vector<std::int32_t> counts_, source_;
-  std::vector<std::int64_t> range_;
+  std::vector<std::int64_t> range_, waited_;
   std::uint64_t missing_ = 0;
 };
 
