@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <new>
 #include <optional>
@@ -13,15 +15,23 @@
 
 namespace anyep::backend {
 
-Queue::Queue(std::function<void(const Error&)> on_error) : on_error_(std::move(on_error)) {}
+Queue::Queue(std::function<void(const Error&)> on_error)
+    : on_error_(std::move(on_error)), owner_(::getpid()), state_(std::make_unique<State>()) {}
 
 Queue::~Queue() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
+  if (::getpid() != owner_) {
+    // The worker was not forked. To destroy what it waits on would wait for it; what it locked is locked for good.
+    static std::atomic<State*> left_alone = nullptr;
+    state_->before = left_alone.exchange(state_.get());
+    (void)state_.release();
+    return;
   }
-  changed_.notify_all();
-  if (worker_.joinable()) worker_.join();
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stop = true;
+  }
+  state_->changed.notify_all();
+  if (state_->worker.joinable()) state_->worker.join();
 }
 
 std::optional<Error> Queue::guarded(const Task& task) {
@@ -41,60 +51,60 @@ std::optional<Error> Queue::guarded(const Task& task) {
 
 void Queue::run(Task task) {
   {
-    std::unique_lock lock(mutex_);
-    if (running_ || !entries_.empty()) {
+    std::unique_lock lock(state_->mutex);
+    if (state_->running || !state_->entries.empty()) {
       lock.unlock();
       auto event = std::make_shared<Event::State>();
       post(std::move(task), event);
       event->wait();
       return;
     }
-    running_ = true;
+    state_->running = true;
   }
   const std::optional<Error> error = guarded(task);
   {
-    const std::lock_guard lock(mutex_);
-    running_ = false;
+    const std::lock_guard lock(state_->mutex);
+    state_->running = false;
   }
-  changed_.notify_all();
+  state_->changed.notify_all();
   if (error) throw Error(*error);
 }
 
 void Queue::post(Task task, std::shared_ptr<Event::State> event) {
   {
-    const std::lock_guard lock(mutex_);
-    if (!worker_.joinable()) {
+    const std::lock_guard lock(state_->mutex);
+    if (!state_->worker.joinable()) {
       sigset_t all, before;
       sigfillset(&all);
       pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the user's threads' business
       try {
-        worker_ = std::thread([this] { work(); });
+        state_->worker = std::thread([this] { work(); });
       } catch (const std::system_error& error) {
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
         core::throw_resource("queue", "pthread_create", error.code().value());
       }
       pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
-    entries_.push_back({std::move(task), std::move(event)});
+    state_->entries.push_back({std::move(task), std::move(event)});
   }
-  changed_.notify_all();
+  state_->changed.notify_all();
 }
 
 void Queue::work() {
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(state_->mutex);
   for (;;) {
-    changed_.wait(lock, [this] { return stop_ || (!entries_.empty() && !running_); });
-    if (entries_.empty()) return;  // stop_: what was queued has run, or failed at once in a failed group
-    if (running_) continue;
-    Entry entry = std::move(entries_.front());
-    entries_.pop_front();
-    running_ = true;
+    state_->changed.wait(lock, [this] { return state_->stop || (!state_->entries.empty() && !state_->running); });
+    if (state_->entries.empty()) return;  // state_->stop: what was queued has run, or failed at once in a failed group
+    if (state_->running) continue;
+    Entry entry = std::move(state_->entries.front());
+    state_->entries.pop_front();
+    state_->running = true;
     lock.unlock();
     const std::optional<Error> error = guarded(entry.task);
     lock.lock();
-    running_ = false;
+    state_->running = false;
     lock.unlock();
-    changed_.notify_all();
+    state_->changed.notify_all();
     entry.task = nullptr;  // what the task kept alive goes before its event tells
     entry.event->finish(error ? &*error : nullptr);
     entry.event.reset();
@@ -103,8 +113,9 @@ void Queue::work() {
 }
 
 bool Queue::drain(std::uint64_t limit_ns) {
-  std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, std::chrono::nanoseconds(limit_ns), [this] { return entries_.empty() && !running_; });
+  std::unique_lock lock(state_->mutex);
+  return state_->changed.wait_for(lock, std::chrono::nanoseconds(limit_ns),
+                                  [this] { return state_->entries.empty() && !state_->running; });
 }
 
 }  // namespace anyep::backend

@@ -2,6 +2,8 @@
 // queued, else on one worker thread, which starts with the first op that needs it.
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -34,16 +36,21 @@ class Queue {
     Task task;
     std::shared_ptr<Event::State> event;
   };
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Entry> entries;
+    bool running = false, stop = false;
+    std::thread worker;
+    State* before = nullptr;  ///< in a forked child: another one left alone
+  };
   void work();
   /// Runs one task; its error, if any.
   std::optional<Error> guarded(const Task& task);
 
   std::function<void(const Error&)> on_error_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Entry> entries_;
-  bool running_ = false, stop_ = false;
-  std::thread worker_;
+  const pid_t owner_;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace anyep::backend
