@@ -36,6 +36,7 @@ struct Arguments {
   double seconds = 10;
   int least_iterations = 10, most_iterations = 400, warm_up = 3;
   std::uint64_t seed = 1;
+  bool mpi_only = false;
 };
 
 constexpr std::int64_t kCopyBytes = 128 << 20;
@@ -107,7 +108,9 @@ class Run {
   void add_high_throughput();
   void add_row_type(bench::RowType type);
   void add_low_latency();
-  void add(Timed timed) { figures_.push_back(std::move(timed)); }
+  void add(Timed timed) {
+    if (!options_.mpi_only || timed.about.at("who") == "mpi") figures_.push_back(std::move(timed));
+  }
   Timed rows(const char* who, const char* op, bench::RowType type, const char* memory) const;
   void check();
   int choose_iterations();
@@ -329,6 +332,7 @@ int parse(int argc, char** argv, Arguments& options) {
   app.add_option("--warm-up", options.warm_up)->check(CLI::NonNegativeNumber);
   app.add_option("--seed", options.seed);
   app.add_option("--profile", options.profile);
+  app.add_flag("--mpi-only", options.mpi_only, "measure MPI alone, to choose its settings");
   app.add_option("--out", options.out, "JSON lines are appended to it")->required();
   try {
     app.parse(argc, argv);
