@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compares two files of records: bench/compare.py OLD.jsonl NEW.jsonl
 
-Per figure that both hold: old and new median, and a verdict: faster, slower, or "cannot tell" when the difference is within
-the spread of the process starts (or within 3 %). Exit status 1 if anything is slower.
+Per figure that both hold: old and new median, and a verdict: faster, slower, or "cannot tell" when the difference is
+within the spread of the process starts (or within 3 %). Exit status 1 if anything is slower.
 """
 import argparse
 import json
@@ -61,9 +61,10 @@ def main():
         answer = verdict(old[key], new[key])
         slower += answer.startswith("slower")
         print(f"{name(key):<{width}}  {old[key]['us_p50']:>10.1f} us  {new[key]['us_p50']:>10.1f} us  {answer}")
-    for title, keys in (("only in the first", [k for k in old if k not in new]), ("only in the second", [k for k in new if k not in old])):
-        if keys:
-            print(f"{title}: {len(keys)}")
+    for title, one, other in (("only in the first", old, new), ("only in the second", new, old)):
+        alone = [key for key in one if key not in other]
+        if alone:
+            print(f"{title}: {len(alone)}")
     sys.exit(1 if slower else 0)
 
 
