@@ -33,22 +33,23 @@ struct Budget {
 
 /// What one call asks; may change from call to call; ranks that differ get kMismatch, all of them.
 struct Shape {
-  int num_experts = 0;           ///< global; ranks host contiguous blocks whose sizes differ by at most one
-  int top_k = 0;                 ///< 1..32
-  std::int64_t hidden = 0;       ///< elements per row; row bytes a multiple of 16
-  std::int64_t max_tokens = 0;   ///< low latency: most tokens one rank brings; a rank may bring fewer, or none
-  DType dtype = DType::kBF16;    ///< element type of the rows
-  int num_scales = 0;            ///< high throughput: 4-byte scale columns per row
+  int num_experts = 0;          ///< global; ranks host contiguous blocks whose sizes differ by at most one
+  int top_k = 0;                ///< 1..32
+  std::int64_t hidden = 0;      ///< elements per row; row bytes a multiple of 16
+  std::int64_t max_tokens = 0;  ///< low latency: most tokens one rank brings; a rank may bring fewer, or none
+  DType dtype = DType::kBF16;   ///< element type of the rows
+  int num_scales = 0;           ///< high throughput: 4-byte scale columns per row
 };
 
 /// Limits and switches of an engine. Zero or negative limits are kArgument.
 struct ANYEP_API Tuning {
-  std::chrono::nanoseconds timeout = std::chrono::seconds(30);           ///< per op; ANYEP_TIMEOUT_S
-  std::chrono::nanoseconds startup_timeout = std::chrono::seconds(600);  ///< create and first op; ANYEP_STARTUP_TIMEOUT_S
-  std::chrono::nanoseconds close_timeout = std::chrono::seconds(5);      ///< ANYEP_CLOSE_TIMEOUT_S
-  double time_scale = 1.0;    ///< multiplies every limit, for sanitizers; ANYEP_TIME_SCALE
-  bool checked = false;       ///< digests, id checks, poison and red zones on every op; ANYEP_CHECK
-  bool exact_combine = false; ///< low-latency combine rounds once; rows travel per choice; ANYEP_COMBINE=exact
+  std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< per op; ANYEP_TIMEOUT_S
+  std::chrono::nanoseconds startup_timeout =
+      std::chrono::seconds(600);                                     ///< create and first op; ANYEP_STARTUP_TIMEOUT_S
+  std::chrono::nanoseconds close_timeout = std::chrono::seconds(5);  ///< ANYEP_CLOSE_TIMEOUT_S
+  double time_scale = 1.0;     ///< multiplies every limit, for sanitizers; ANYEP_TIME_SCALE
+  bool checked = false;        ///< digests, id checks, poison and red zones on every op; ANYEP_CHECK
+  bool exact_combine = false;  ///< low-latency combine rounds once; rows travel per choice; ANYEP_COMBINE=exact
   /// The defaults, changed by ANYEP_* variables. @throws Error kArgument on garbage, naming variable and text.
   static Tuning from_environment();
 };
@@ -56,9 +57,9 @@ struct ANYEP_API Tuning {
 /// The last argument of every op.
 struct Options {
   std::optional<std::chrono::nanoseconds> timeout;  ///< of this op; default Tuning::timeout
-  int num_sms = 0;           ///< most SMs (threads on CPU ranks); 0 = the plan chooses
-  std::vector<Event> after;  ///< awaited by the queue or stream, not by the caller
-  bool wait = false;         ///< return when done; throws what went wrong
+  int num_sms = 0;                                  ///< most SMs (threads on CPU ranks); 0 = the plan chooses
+  std::vector<Event> after;                         ///< awaited by the queue or stream, not by the caller
+  bool wait = false;                                ///< return when done; throws what went wrong
 };
 
 struct LowLatencyOptions : Options {
@@ -66,8 +67,8 @@ struct LowLatencyOptions : Options {
   bool round_scale = false;  ///< FP8 scales are powers of two; implied by Wire::kUE8M0
   bool zero_copy = false;    ///< combine: the rows lie in combine_buffer(); `in.x.data` is ignored
   Wire wire = Wire::kBF16;
-  TensorView received;       ///< [local_experts] int32: received rows are added (dispatch)
-  TensorView waited;         ///< [num_ranks] int64: nanoseconds waited for each source are added
+  TensorView received;  ///< [local_experts] int32: received rows are added (dispatch)
+  TensorView waited;    ///< [num_ranks] int64: nanoseconds waited for each source are added
 };
 
 /// Where the library's log lines go. Levels: 0 debug, 1 info, 2 warning, 3 error. Silent until a callback is set.

@@ -49,11 +49,11 @@ class ANYEP_API Engine {
   Event combine(const CombineInput& in, const Handle&, const Rows& out, StreamRef = {}, const Options& = {});
 
   /// x [num_tokens, hidden] bfloat16 to slabs of bfloat16 or FP8 (options.wire). routing.experts is required.
-  Pending low_latency_dispatch(const Shape&, const TensorView& x, const Routing&, const ExpertSlabs& out, StreamRef = {},
-                               const LowLatencyOptions& = {});
+  Pending low_latency_dispatch(const Shape&, const TensorView& x, const Routing&, const ExpertSlabs& out,
+                               StreamRef = {}, const LowLatencyOptions& = {});
   /// in: x, source and range as dispatch gave them; routing: experts and weights; out [num_tokens, hidden] bfloat16.
-  Pending low_latency_combine(const Shape&, const ExpertSlabs& in, const Routing&, const TensorView& out, StreamRef = {},
-                              const LowLatencyOptions& = {});
+  Pending low_latency_combine(const Shape&, const ExpertSlabs& in, const Routing&, const TensorView& out,
+                              StreamRef = {}, const LowLatencyOptions& = {});
   /// Zero copy: [local_experts, num_ranks * max_tokens, hidden] bfloat16; local, one address for the engine's life.
   TensorView combine_buffer(const Shape&);
 
@@ -67,7 +67,7 @@ class ANYEP_API Engine {
   void check() const;  ///< never waits; throws this engine's first error, every time
   /// Tells the peers why this rank leaves: they get kAborted with the text. The engine has failed afterwards.
   void abandon(const std::string& why) noexcept;
-  void close();        ///< waits for every peer's closing word, at most close_timeout, and names who did not come
+  void close();  ///< waits for every peer's closing word, at most close_timeout, and names who did not come
 
   int rank() const;
   int num_ranks() const;

@@ -36,10 +36,10 @@ struct ANYEP_API Error : std::runtime_error {
   Error(const Error&) = default;
 
   ErrorCode code;
-  int rank = -1;            ///< the rank that reports, -1 where there is none
-  std::vector<int> peers;   ///< failed, missing or suspected, ascending
-  std::string op;           ///< "create", "route", "dispatch", "combine", "low_latency_dispatch", ...
-  std::string phase;        ///< "before_send", "mid_send", "in_recv", ...
+  int rank = -1;           ///< the rank that reports, -1 where there is none
+  std::vector<int> peers;  ///< failed, missing or suspected, ascending
+  std::string op;          ///< "create", "route", "dispatch", "combine", "low_latency_dispatch", ...
+  std::string phase;       ///< "before_send", "mid_send", "in_recv", ...
   std::uint64_t generation = 0, sequence = 0, expected = 0, seen = 0, elapsed_ns = 0, limit_ns = 0;
   std::string argument, got, allowed;  ///< of kArgument
   std::uint64_t need = 0, have = 0;    ///< of kCapacity and kResource

@@ -11,10 +11,10 @@ namespace anyep {
 
 /// Where this rank's tokens go.
 struct Routing {
-  TensorView experts;  ///< [num_tokens, top_k] int32 or int64 global experts, -1 = unused; or not given
-  TensorView ranks;    ///< [num_tokens, num_ranks] bool: where a token goes; not given = derived from experts
+  TensorView experts;           ///< [num_tokens, top_k] int32 or int64 global experts, -1 = unused; or not given
+  TensorView ranks;             ///< [num_tokens, num_ranks] bool: where a token goes; not given = derived from experts
   TensorView pairs_per_expert;  ///< [num_experts] int32, this rank's (token, choice) pairs; not given = counted
-  TensorView weights;  ///< [num_tokens, top_k] float32, or not given
+  TensorView weights;           ///< [num_tokens, top_k] float32, or not given
 };
 
 /// Serves any number of calls, at any later time, in any order, also in another engine of the same group size and rank.

@@ -27,16 +27,16 @@ struct ANYEP_API Plan {
   Shape shape;
   int num_ranks = 1;
   int rank = 0;
-  int local_experts = 0;            ///< of this rank
-  std::int64_t tokens_per_turn = 0; ///< of a staged or slotted path; 0 = no turns
-  int regions = 1;                  ///< turns in flight
-  int num_threads = 1;              ///< per rank
-  std::int64_t row_bytes = 0;       ///< payload + scales + side data of one row on the wire
-  bool sums_at_expert_rank = false; ///< low-latency combine: one row per (token, rank) instead of one per choice
+  int local_experts = 0;             ///< of this rank
+  std::int64_t tokens_per_turn = 0;  ///< of a staged or slotted path; 0 = no turns
+  int regions = 1;                   ///< turns in flight
+  int num_threads = 1;               ///< per rank
+  std::int64_t row_bytes = 0;        ///< payload + scales + side data of one row on the wire
+  bool sums_at_expert_rank = false;  ///< low-latency combine: one row per (token, rank) instead of one per choice
   std::vector<PlanRegion> memory;
-  std::vector<Choice> choices;      ///< also every rejected alternative, with its reason
-  std::uint64_t wire_bytes = 0;     ///< leaving this rank, uniform routing, `max_tokens` tokens per rank
-  double predicted_us = 0;          ///< the floor of the performance model; 0 = no rate known
+  std::vector<Choice> choices;   ///< also every rejected alternative, with its reason
+  std::uint64_t wire_bytes = 0;  ///< leaving this rank, uniform routing, `max_tokens` tokens per rank
+  double predicted_us = 0;       ///< the floor of the performance model; 0 = no rate known
 
   std::uint64_t bytes(const char* memory_kind) const;  ///< sum of `backed` over that kind
   std::string to_text() const;                         ///< what `anyep plan` prints

@@ -13,8 +13,8 @@ namespace anyep {
 struct RankInfo {
   std::uint64_t host = 0;  ///< digest of boot id and namespaces: equal = can share memory
   std::int64_t pid = 0;
-  int node = 0;            ///< 0..num_nodes-1; ranks that can address each other's memory
-  int cores = 1;           ///< processors this process may use
+  int node = 0;   ///< 0..num_nodes-1; ranks that can address each other's memory
+  int cores = 1;  ///< processors this process may use
   std::uint32_t page_bytes = 4096;
 };
 

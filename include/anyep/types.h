@@ -83,10 +83,11 @@ struct StreamRef {
 
 /// n rows of one rank. A view that is not needed stays empty.
 struct Rows {
-  TensorView x;        ///< [n, hidden]
-  TensorView scales;   ///< [n, num_scales], float32 or int32; any strides in, dense out
-  TensorView experts;  ///< in: [n, top_k] global ids, int32 or int64, -1 = unused; out: local ids, -1 = hosted elsewhere
-  TensorView weights;  ///< [n, top_k] float32; out of dispatch: 0 where experts is -1
+  TensorView x;       ///< [n, hidden]
+  TensorView scales;  ///< [n, num_scales], float32 or int32; any strides in, dense out
+  TensorView
+      experts;  ///< in: [n, top_k] global ids, int32 or int64, -1 = unused; out: local ids, -1 = hosted elsewhere
+  TensorView weights;             ///< [n, top_k] float32; out of dispatch: 0 where experts is -1
   std::vector<TensorView> extra;  ///< [n, any] opaque bytes that travel with the row
 };
 
@@ -117,9 +118,10 @@ struct CombineInput {
 
 /// The packed per-expert form of low latency. S = num_ranks * max_tokens.
 struct ExpertSlabs {
-  TensorView x;       ///< [local_experts, S, hidden] bfloat16 or float8_e4m3fn
-  TensorView scales;  ///< FP8: logical [local_experts, S, ceil(hidden/128)] float32, strides (P*S, 1, S): token fastest;
-                      ///< UE8M0: [local_experts, S, ceil(hidden/512)] int32, likewise
+  TensorView x;  ///< [local_experts, S, hidden] bfloat16 or float8_e4m3fn
+  TensorView
+      scales;  ///< FP8: logical [local_experts, S, ceil(hidden/128)] float32, strides (P*S, 1, S): token fastest;
+               ///< UE8M0: [local_experts, S, ceil(hidden/512)] int32, likewise
   TensorView counts;  ///< [local_experts] int32: valid leading rows of each expert; the rest is garbage
   TensorView source;  ///< [local_experts, S] int32: token on its source rank
   TensorView range;   ///< [local_experts, num_ranks] int64: (begin << 32) | count of each source's rows

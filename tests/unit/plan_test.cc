@@ -77,7 +77,8 @@ TEST(Plan, PredictsTheFloorFromTheCopyRate) {
 TEST(Plan, RefusesAShapeByNamingTheField) {
   Shape shape = deepseek(16);
   shape.top_k = 33;
-  const Error error = test::thrown([&] { make_plan(Op::kDispatch, shape, roomy(deepseek(16), 2), Topology::one_host(2)); });
+  const Error error =
+      test::thrown([&] { make_plan(Op::kDispatch, shape, roomy(deepseek(16), 2), Topology::one_host(2)); });
   EXPECT_EQ(error.code, ErrorCode::kArgument);
   EXPECT_EQ(error.argument, "shape.top_k");
 }
