@@ -103,8 +103,9 @@ void OpRun::at(Phase phase) {
   if constexpr (core::kFaultPoints) {
     core::fault_point(fmt::format("{}.{}", call.op, phase_name(phase)).c_str(), group.rank(), call.number);
   }
-  // What has landed counts, also when its sender has left since: whoever only receives finds out in its waits.
-  if (phase != kInReceive && group.failed()) leave(phase);
+  // Once a rank sends it finds out in its waits: a peer that leaves may have been content with this op, and others may be
+  // content with what this rank still sends.
+  if (phase == kBeforeSend && group.failed()) leave(phase);
 }
 
 Error OpRun::named(ErrorCode error_code, std::uint32_t phase, const std::string& text) const {

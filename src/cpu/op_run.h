@@ -33,7 +33,7 @@ class OpRun {
   /// After a wait that passed its limit and was answered by a mask: the op goes on with an empty record and a new
   /// limit.
   void forget_fault();
-  /// A named point for faults; also where a failed group is noticed between waits.
+  /// A named point for faults; before the first send also where a failed group is noticed.
   void at(Phase phase);
   /// The plain record under a mark must name this call. @throws Error kMismatch
   void check_record(int peer, std::uint32_t record_call, std::uint32_t record_code);
