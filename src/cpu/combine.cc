@@ -27,7 +27,7 @@ using core::kNotInWindow;
 using core::kStreamCombine;
 
 constexpr std::uint16_t kCode = protocol::make_code(kStreamCombine, 0);
-/// As in dispatch: results of small ops stay in the cache.
+/// As in dispatch: slots and results of small ops stay in the cache, those of large ones go around it.
 constexpr std::int64_t kStreamFromBytes = 1 << 20;
 
 /// What this rank, as a token's home, knows of one expert rank.
@@ -102,6 +102,7 @@ class Combine {
     rows_.resize(static_cast<std::size_t>(ranks_));
     for (int home = 0; home < ranks_; ++home) next_row_[static_cast<std::size_t>(home)] = handle_.first_row(home);
     stream_out_ = handle_.num_tokens * x_.bytes() >= kStreamFromBytes;
+    fill_ = handle_.num_rows() * x_.bytes() >= kStreamFromBytes ? kernels_.stream : kernels_.copy;
   }
 
   /// Chunks of a home's tokens; cut alike for every sender, so that two ranks never wait for each other's chunks.
@@ -129,6 +130,7 @@ class Combine {
       offer->offset[kFieldX] = gathered_ ? static_cast<std::uint64_t>(x_.data - group_.own(0)) : kNotInWindow;
       run_.at(kMidSend);
     }
+    simd::stream_fence();  // slots come before the flag (memory model pitfall 20)
     out.publish();
   }
 
@@ -142,7 +144,7 @@ class Combine {
       if ((slotted_ >> kFieldX & 1u) != 0) {
         std::byte* const to = region + slots_.offset[kFieldX] + index * slots_.stride[kFieldX];
         if (x_.packed()) {
-          kernels_.copy(to, x_.row(row), slots_.stride[kFieldX]);
+          fill_(to, x_.row(row), slots_.stride[kFieldX]);
         } else {
           pack_row(x_, row, to);
         }
@@ -290,6 +292,7 @@ class Combine {
   const FieldView x_, weights_;
   std::uint32_t all_fields_ = 0, slotted_ = 0;
   bool gathered_ = false, stream_out_ = false;
+  void (*fill_)(void*, const void*, std::size_t) = nullptr;  ///< of slots
   std::int64_t tokens_per_turn_ = 1;
   core::TurnLayout slots_;
   std::vector<Expert> experts_;

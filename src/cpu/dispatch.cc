@@ -31,7 +31,9 @@ using core::kStreamDispatch;
 
 /// Own rows copied between two looks for credit, while peers are late.
 constexpr std::int64_t kTokensPerLook = 16;
-/// Ops that move less than this keep their rows in the cache: the reader comes next (L2 of 1 MiB and more).
+/// Ops that move less than this keep their rows in the cache: the reader comes next (L2 of 1 MiB and more). Larger ops write
+/// around it, staging too: lines that two cores exchange through a cache that is full of other data cost three times as much
+/// (bench/results, 2026-11-25: 31 against 10 ms).
 constexpr std::int64_t kStreamFromBytes = 1 << 20;
 
 constexpr std::uint16_t kCode = protocol::make_code(kStreamDispatch, 0);
@@ -268,7 +270,7 @@ class Dispatch {
         for (int choice = 0; choice < call_.top_k; ++choice) scratch_ids_[choice] = ids_.at(token, choice);
         std::memcpy(to, scratch_ids_, staging_.stride[field]);
       } else if (in_[field].packed()) {
-        kernels_.copy(to, in_[field].row(token), static_cast<std::size_t>(in_[field].bytes()));
+        move_(to, in_[field].row(token), static_cast<std::size_t>(in_[field].bytes()));
       } else {
         pack_row(in_[field], token, to);
       }
