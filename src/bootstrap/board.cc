@@ -73,7 +73,8 @@ bool Board::claim(int rank, pid_t* other) noexcept {
     }
     if (mine.claim.compare_exchange_weak(seen, pack(static_cast<std::uint64_t>(self.pid), count))) break;
   }
-  mine.start.store(self.start_ticks, kRelaxed);
+  mine.pid.store(0, kRelaxed);  // so that nobody pairs the pid of one process with the start of another
+  mine.start.store(self.start_ticks, kRelease);
   mine.pid.store(static_cast<std::uint64_t>(self.pid), kRelease);
   return true;
 }
@@ -81,16 +82,21 @@ bool Board::claim(int rank, pid_t* other) noexcept {
 void Board::give_back(int rank) noexcept {
   Slot& mine = slot(rank);
   std::uint64_t seen = mine.claim.load(kAcquire);
-  while (static_cast<pid_t>(high(seen)) == ::getpid()) {
-    const std::uint64_t left = low(seen) > 1 ? seen - 1 : 0;
-    if (mine.claim.compare_exchange_weak(seen, left)) return;
+  const auto self = static_cast<std::uint64_t>(::getpid());
+  while (high(seen) == self) {
+    const bool last = low(seen) <= 1;
+    // A process that has given its rank back may end: that is no death of the rank.
+    mine.pid.store(last ? 0 : self, kRelease);
+    if (mine.claim.compare_exchange_weak(seen, last ? 0 : seen - 1)) return;
   }
 }
 
 ProcessId Board::process(int rank) const noexcept {
   const Slot& other = slot(rank);
-  const auto pid = static_cast<pid_t>(other.pid.load(kAcquire));
-  return {pid, other.start.load(kRelaxed)};
+  const std::uint64_t pid = other.pid.load(kAcquire);
+  const std::uint64_t start = other.start.load(kAcquire);
+  if (other.pid.load(kRelaxed) != pid) return {};
+  return {static_cast<pid_t>(pid), start};
 }
 
 void Board::report_conflict(int rank, pid_t second) noexcept {
@@ -114,9 +120,10 @@ void Board::begin_attempt(int rank, std::uint32_t attempt) noexcept {
 
 void Board::post(int rank, std::uint64_t group, Turn turn, std::uint64_t size,
                  std::span<const std::byte> chunk) noexcept {
-  const std::uint64_t number = slot(rank).posted.load(kRelaxed);
-  slot(rank).posted.store(number + 1, kRelaxed);
-  Post& post = slot(rank).posts[number % 2];
+  Lane& lane = lane_of(slot(rank), group);
+  const std::uint64_t number = lane.posted.load(kRelaxed);
+  lane.posted.store(number + 1, kRelaxed);
+  Post& post = lane.posts[number % 2];
   // Release from here on: whoever sees one of the new values also sees that the old mark is gone.
   post.mark.store(0, kRelaxed);
   post.group.store(group, kRelease);
@@ -130,35 +137,57 @@ void Board::post(int rank, std::uint64_t group, Turn turn, std::uint64_t size,
   ring();
 }
 
+Board::Lane& Board::lane_of(Slot& slot, std::uint64_t group) noexcept {
+  const std::uint64_t number = slot.num_posts.load(kRelaxed) + 1;
+  slot.num_posts.store(number, kRelaxed);
+  auto lane = std::ranges::find_if(slot.lanes, [&](const Lane& one) { return one.group.load(kRelaxed) == group; });
+  if (lane == slot.lanes.end()) {
+    lane = std::ranges::min_element(slot.lanes, {}, [](const Lane& one) { return one.used.load(kRelaxed); });
+    lane->group.store(group, kRelaxed);
+  }
+  lane->used.store(number, kRelaxed);
+  return *lane;
+}
+
 bool Board::holds(const Post& post, std::uint64_t group, Turn turn) noexcept {
   return post.mark.load(kAcquire) == mark_of(turn) && post.group.load(kAcquire) == group;
 }
 
+const Board::Post* Board::find(const Slot& slot, std::uint64_t group, Turn turn) noexcept {
+  for (const Lane& lane : slot.lanes) {
+    for (const Post& post : lane.posts) {
+      if (holds(post, group, turn)) return &post;
+    }
+  }
+  return nullptr;
+}
+
 void Board::withdraw(int rank, std::uint64_t group, Turn turn) noexcept {
-  for (Post& post : slot(rank).posts) {
+  for (Post& post : lane_of(slot(rank), group).posts) {
     if (holds(post, group, turn)) post.mark.store(0, kRelaxed);
   }
 }
 
 bool Board::read(int rank, std::uint64_t group, Turn turn, std::uint64_t* size,
                  std::span<std::byte> chunk) const noexcept {
-  const auto& posts = slot(rank).posts;
-  const auto found = std::ranges::find_if(posts, [&](const Post& post) { return holds(post, group, turn); });
-  if (found == posts.end()) return false;
-  *size = found->size.load(kAcquire);
+  const Post* const post = find(slot(rank), group, turn);
+  if (post == nullptr) return false;
+  *size = post->size.load(kAcquire);
   for (std::size_t to = 0; to < chunk.size(); to += sizeof(std::uint64_t)) {
-    const std::uint64_t word = found->at[to / sizeof(std::uint64_t)].load(kAcquire);
+    const std::uint64_t word = post->at[to / sizeof(std::uint64_t)].load(kAcquire);
     std::memcpy(chunk.data() + to, &word, std::min(sizeof word, chunk.size() - to));
   }
-  return holds(*found, group, turn);
+  return holds(*post, group, turn);
 }
 
 std::uint32_t Board::posted_attempt(int rank, std::uint64_t group) const noexcept {
   std::uint32_t latest = 0;
-  for (const Post& post : slot(rank).posts) {
-    const std::uint64_t mark = post.mark.load(kAcquire);
-    const bool ours = post.group.load(kAcquire) == group && post.mark.load(kAcquire) == mark;
-    if (ours) latest = std::max(latest, high(mark));
+  for (const Lane& lane : slot(rank).lanes) {
+    for (const Post& post : lane.posts) {
+      const std::uint64_t mark = post.mark.load(kAcquire);
+      const bool ours = post.group.load(kAcquire) == group && post.mark.load(kAcquire) == mark;
+      if (ours) latest = std::max(latest, high(mark));
+    }
   }
   return latest;
 }

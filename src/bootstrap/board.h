@@ -1,19 +1,20 @@
 // Shared memory in which the ranks of one host post bytes for each other, before there is anything else between them.
 //
-//   word      written by       read by  order               meaning
-//   mark      slot's rank      all      release -> acquire  attempt (32 bits), round (32); 0 = being written, or
-//   withdrawn group,    slot's rank      all      release -> acquire  the post's members, the size of its exchange, its
-//   bytes: read size, at                                                like a seqlock, good if mark and group stay the
-//   same attempt   slot's rank      all      relaxed             the last attempt that this rank has begun, in whatever
-//   group posted    slot's rank      itself   relaxed             number of posts; the next one overwrites the last but
-//   one claim     any, by CAS      any      acquire-release     pid (32 bits), number of bootstraps (32) that act for
-//   the rank pid,      slot's rank      all      release -> acquire  the rank's process; they stay when the claim is
-//   given back start conflict  any              all      release -> acquire  attempt (32), pid (32) of a second actor
-//   for the rank bell      any, by add      all      release -> acquire  futex: rung after every post
+//   word         written by    read by  order               meaning
+//   mark         slot's rank   all      release -> acquire  attempt, round (32 bits each); 0 = being written, withdrawn
+//   group        slot's rank   all      release -> acquire  the post's members, as a digest
+//   size, at     slot's rank   all      release -> acquire  size of its exchange, its bytes; read like a seqlock: good
+//                                                           if mark and group are still the same afterwards
+//   attempt      slot's rank   all      relaxed             the last attempt that this rank has begun, in any group
+//   claim        any, by CAS   any      acquire-release     pid, number of bootstraps that act for the rank
+//   pid, start   slot's rank   all      release -> acquire  the rank's process; 0 = it has given the claim back
+//   conflict     any           all      release -> acquire  attempt, pid of a second actor for the rank
+//   bell         any, by add   all      release -> acquire  futex: rung after every post
 //
-// A post is overwritten by the next but one: in between lies a round that ends only when everybody has read the first.
-// Failed rounds end earlier and ranks outside a new group hold nobody up, hence the seqlock; a reader that comes too
-// late finds no post and fails by its own limit. Which of its two places a post takes is its writer's affair.
+// A rank keeps two posts for each of the last four groups that it was in. A post is overwritten by the next but one of
+// its group: in between lies a round that ends only when every member has read the first. Failed rounds end earlier and
+// a fifth group takes the oldest one's place, hence the seqlock; a reader that comes too late finds no post and fails by
+// its limit.
 #pragma once
 
 #include <array>
@@ -81,14 +82,20 @@ class Board {
     Word mark, group, size;
     std::array<Word, kChunkBytes / sizeof(Word)> at;
   };
-  struct alignas(64) Slot {
-    Word claim, pid, start, attempt, posted, conflict;
+  struct alignas(64) Lane {
+    Word group, used, posted;  // of the rank alone: whose lane this is, how lately it was used, posts so far
     std::array<Post, 2> posts;
+  };
+  struct alignas(64) Slot {
+    Word claim, pid, start, attempt, conflict, num_posts;
+    std::array<Lane, 4> lanes;
   };
   struct alignas(64) Shared {
     std::atomic<std::uint32_t> bell;
   };
 
+  static Lane& lane_of(Slot& slot, std::uint64_t group) noexcept;
+  static const Post* find(const Slot& slot, std::uint64_t group, Turn turn) noexcept;
   static bool holds(const Post& post, std::uint64_t group, Turn turn) noexcept;
   Slot& slot(int rank) const noexcept { return slots_[rank]; }
   std::size_t mapped_bytes() const noexcept;

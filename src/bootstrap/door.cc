@@ -21,11 +21,11 @@ constexpr int kType = SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK;
 // Strangers may stand in the queue before the ranks.
 constexpr int kSpareCallers = 64;
 
-bool fits(const std::string& path) {
+bool fits(std::string_view path) {
   return path.size() < sizeof(sockaddr_un::sun_path);
 }
 
-sockaddr_un address_of(const std::string& path) {
+sockaddr_un address_of(std::string_view path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, sizeof address.sun_path - 1);
@@ -69,7 +69,7 @@ void Door::close() noexcept {
   folder_.clear();
 }
 
-UniqueFd Door::call(const std::string& path) noexcept {
+UniqueFd Door::call(std::string_view path) noexcept {
   if (!fits(path)) {
     errno = ENAMETOOLONG;
     return {};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "bootstrap/unique_fd.h"
 
@@ -25,7 +26,7 @@ class Door {
   const std::string& path() const noexcept { return path_; }
 
   /// A new connection to the socket at `path`; empty with errno, EAGAIN if its queue is full now.
-  static bootstrap::UniqueFd call(const std::string& path) noexcept;
+  static bootstrap::UniqueFd call(std::string_view path) noexcept;
   /// The next caller; empty with errno, EAGAIN if there is none.
   bootstrap::UniqueFd answer() noexcept;
 

@@ -27,6 +27,8 @@ using namespace std::chrono_literals;
 constexpr auto kHelloLimit = 5s;
 // How soon to knock again where the queue at a door is full.
 constexpr auto kKnockAfter = 10ms;
+// How long after a closed door the reason may come from elsewhere.
+constexpr auto kReasonFollows = 50ms;
 // How often to look for the death of ranks that have not come: a few system calls for each.
 constexpr auto kLookAfter = 100ms;
 constexpr std::size_t kMaxStrangers = 64;  // at once; more wait in the door's queue
@@ -56,6 +58,8 @@ class Rendezvous {
   void connect_all();
   void call_doors();
   bool call_door(int peer);
+  void leave(int peer);
+  void check_gone();
   void answer_callers();
   void wait_for_news();
   void handle_link(int peer);
@@ -77,6 +81,8 @@ class Rendezvous {
   std::vector<Key> challenges_;  // by peer below: sent with the hello
   std::vector<Caller> callers_;
   Clock::time_point look_at_;
+  int gone_ = -1;  // the first rank whose door was found closed
+  Clock::time_point gone_since_;
 };
 
 // What we find at the other end of a new socket.
@@ -111,14 +117,25 @@ Mesh Rendezvous::run(Bootstrap& bootstrap) {
   return std::move(mesh_);
 }
 
-// Also to those who stand at the door: it will be gone when they would be let in.
+// Everybody that can be reached, or they would wait for us to their limit: links, those at our door, and the doors that we
+// have not called yet.
 void Rendezvous::tell_all(const AbortFrame& frame) noexcept {
   send_abort(mesh_.links, frame);
   for (const Caller& caller : callers_) send_abort(std::span(&caller.link, 1), frame);
   while (door_.socket() >= 0) {
     const UniqueFd waiting = door_.answer();
-    if (!waiting) return;
+    if (!waiting) break;
     send_packet(waiting.get(), bytes_of(frame));
+  }
+  door_.close();  // leaves a descriptor to call with, should they have run out
+  for (int peer = 0; peer < rank_; ++peer) {
+    if (link(peer).socket) continue;
+    const UniqueFd socket = Door::call(card(peer).words());
+    if (!socket) continue;
+    Greeting hello = greeting(FrameKind::kHello, peer);
+    hello.door = card(peer).door;
+    send_packet(socket.get(), bytes_of(hello));
+    send_packet(socket.get(), bytes_of(frame));
   }
 }
 
@@ -134,8 +151,7 @@ void Rendezvous::exchange_cards(Bootstrap& bootstrap) {
   mine.door = make_key();
   std::string text;
   try {
-    // The highest rank calls everybody and is called by nobody.
-    if (rank_ + 1 < mine.num_ranks) door_.open(mine.num_ranks);
+    door_.open(mine.num_ranks);
     text = door_.path();
   } catch (const Error& error) {
     mine.failed = 1;  // the others must hear of it, or they would wait
@@ -154,6 +170,7 @@ void Rendezvous::connect_all() {
     answer_callers();
     wait_for_news();
     drop_callers();
+    check_gone();
     if (Clock::now() >= look_at_) look_for_deaths();
     if (Clock::now() >= step_.deadline && !missing().empty()) {
       bootstrap::throw_missing(step_, missing(), "connect");
@@ -191,12 +208,12 @@ void Rendezvous::call_doors() {
 }
 
 bool Rendezvous::call_door(int peer) {
-  UniqueFd socket = Door::call(std::string(card(peer).words()));
+  UniqueFd socket = Door::call(card(peer).words());
   if (!socket) {
     if (errno == EAGAIN) return false;
     if (errno == ENOENT || errno == ECONNREFUSED) {
-      look_up_by_card(peer, link(peer).pidfd);
-      throw_lost(step_, peer, mesh_.links);
+      leave(peer);
+      return true;
     }
     core::throw_resource(step_.op, fmt::format("connecting to rank {} at {}", peer, card(peer).words()), errno);
   }
@@ -204,8 +221,21 @@ bool Rendezvous::call_door(int peer) {
   Greeting hello = greeting(FrameKind::kHello, peer);
   hello.door = card(peer).door;
   hello.challenge = challenges_[static_cast<std::size_t>(peer)] = make_key();
-  if (send_packet(link(peer).socket.get(), bytes_of(hello)) != Io::kDone) throw_lost(step_, peer, mesh_.links);
+  if (send_packet(link(peer).socket.get(), bytes_of(hello)) != Io::kDone) leave(peer);
   return true;
+}
+
+// A rank below this one has closed its door. That may be due to a third, whose last word is on its way to us too.
+void Rendezvous::leave(int peer) {
+  link(peer).socket.reset();
+  if (gone_ < 0) gone_since_ = Clock::now();
+  if (gone_ < 0) gone_ = peer;
+}
+
+void Rendezvous::check_gone() {
+  if (gone_ < 0 || Clock::now() - gone_since_ < kReasonFollows) return;
+  look_up_by_card(gone_, link(gone_).pidfd);
+  throw_lost(step_, gone_, mesh_.links);
 }
 
 void Rendezvous::answer_callers() {
@@ -257,8 +287,8 @@ void Rendezvous::handle_link(int peer) {
     send_abort(mesh_.links, last_word);
     throw_abort(step_, last_word, num_ranks());
   }
+  if (packet.io == Io::kClosed) return leave(peer);
   Greeting answer;
-  if (packet.io == Io::kClosed) throw_lost(step_, peer, mesh_.links);
   const bool good = read_frame(bytes, FrameKind::kWelcome, &answer) && packet.bytes == sizeof answer &&
                     answer.rank == peer && answer.to == rank_ && answer.job == card(0).job &&
                     answer.answer == challenges_[static_cast<std::size_t>(peer)];

@@ -160,15 +160,20 @@ void Watcher::judge(int peer) noexcept {
   if (state(peer).state == State::kGone) return;
   if (const char* const how = death_of(peer); how != nullptr) return report_death(peer, how);
   if (state(peer).state != State::kHungUp) return;
-  const bool certain = link(peer).same_process || (life(peer) && life(peer).stage() == LifeStage::kStopped);
+  const bool certain = link(peer).same_process || left(peer);
   if (!certain && Clock::now() - state(peer).hung_up < kDeathFollows) return;
   if (!certain && !link(peer).pidfd) return report_death(peer, "hang-up");
   state(peer).state = State::kGone;
   world_.listener.on_hangup(peer);
 }
 
+bool Watcher::left(int peer) const noexcept {
+  return life(peer) && life(peer).stage() == LifeStage::kStopped;
+}
+
 const char* Watcher::death_of(int peer) const noexcept {
   if (life(peer) && life(peer).died()) return "robust mutex";
+  if (left(peer)) return nullptr;  // whatever its process does now
   if (link(peer).pidfd && bootstrap::has_exited(link(peer).pidfd.get())) return "pidfd";
   return nullptr;
 }

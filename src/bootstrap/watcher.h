@@ -57,6 +57,7 @@ class Watcher {
   Io read_one(int peer) noexcept;
   void hang_up(int peer) noexcept;
   void judge(int peer) noexcept;
+  bool left(int peer) const noexcept;
   const char* death_of(int peer) const noexcept;
   void report_death(int peer, const char* how) noexcept;
   void leave_epoll(int peer) noexcept;

@@ -119,15 +119,17 @@ TEST(BootstrapLocal, APastDeadlineStillSucceedsWhenAllAreThere) {
 // Rank 1 is late: rank 0 has given up once. Both then begin anew, and no post of the first attempt is taken for new.
 TEST(BootstrapLocal, AfterATimeoutTheNextExchangeTakesNothingOld) {
   const LocalGroup group(2);
+  std::atomic<bool> failed = false;
   LocalGroup::run_threads(2, [&](int rank) {
     const auto bootstrap = group.member(rank);
     if (rank == 0) {
       for (int failure = 0; failure < 3; ++failure) {
         EXPECT_EQ(thrown([&] { gather_int(*bootstrap, 100, in(20ms)); }).code, ErrorCode::kTimeout);
       }
+      failed = true;
       EXPECT_EQ(gather_int(*bootstrap, 1, in(20s)), 3);
     } else {
-      std::this_thread::sleep_for(120ms);
+      while (!failed) std::this_thread::yield();
       EXPECT_EQ(gather_int(*bootstrap, 2, in(20s)), 3);
     }
     check_exchange(*bootstrap, 9000, 5);
@@ -136,14 +138,16 @@ TEST(BootstrapLocal, AfterATimeoutTheNextExchangeTakesNothingOld) {
 
 TEST(BootstrapLocal, ARankThatBeganAnewAbortsTheOthers) {
   const LocalGroup group(2);
+  std::atomic<bool> failed = false;
   LocalGroup::run_threads(2, [&](int rank) {
     auto bootstrap = group.member(rank);
     check_exchange(*bootstrap, 8, 1);
     if (rank == 0) {
       EXPECT_EQ(thrown([&] { gather_int(*bootstrap, 1, in(50ms)); }).code, ErrorCode::kTimeout);
+      failed = true;
       EXPECT_EQ(gather_int(*bootstrap, 1, in(20s)), 3);
     } else {
-      std::this_thread::sleep_for(200ms);
+      while (!failed) std::this_thread::yield();
       const Error error = thrown([&] { gather_int(*bootstrap, 2, in(20s)); });
       EXPECT_EQ(error.code, ErrorCode::kAborted);
       EXPECT_THAT(error.peers, ElementsAre(0));
@@ -199,6 +203,20 @@ TEST(BootstrapLocal, SurvivorsFormAGroupWhileOthersAreStuckInTheOldOne) {
     EXPECT_EQ(two->num_ranks(), 2);
     check_exchange(*two, 6000, 2);
     formed = true;
+  });
+}
+
+// Rank 2 leaves the pair alone: a fast pair must not overwrite what rank 2 has still to read.
+TEST(BootstrapLocal, ASubgroupDoesNotDisturbTheSlowReadersOfAnother) {
+  const LocalGroup group(3);
+  LocalGroup::run_threads(3, [&](int rank) {
+    const std::vector<int> gone = {2};
+    const auto all = group.member(rank);
+    const auto pair = rank < 2 ? group.member_without(rank, gone) : nullptr;
+    for (int repeat = 0; repeat < 200; ++repeat) {
+      check_exchange(*all, 9000, repeat);
+      for (int more = 0; pair != nullptr && more < repeat % 4; ++more) check_exchange(*pair, 9000, more);
+    }
   });
 }
 

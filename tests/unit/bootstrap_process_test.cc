@@ -108,6 +108,16 @@ TEST(BootstrapProcess, TwoProcessesThatClaimOneRankAreNamedOnAllRanks) {
   });
 }
 
+TEST(BootstrapProcess, AGroupMayBeUsedAgainByLaterProcesses) {
+  const LocalGroup group(3);
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    run_world(3, [&](int rank) {
+      if (rank == repeat) std::this_thread::sleep_for(100ms);  // the others see only processes that have ended
+      EXPECT_EQ(gather_sum(*group.member(rank), rank, in(20s)), 3);
+    });
+  }
+}
+
 TEST(BootstrapProcess, ARankMayBeTakenOverFromADeadProcess) {
   const LocalGroup group(2);
   run_world(2,
@@ -117,7 +127,15 @@ TEST(BootstrapProcess, ARankMayBeTakenOverFromADeadProcess) {
               ::raise(SIGKILL);
             },
             {0, 1});
-  run_world(2, [&](int rank) { EXPECT_EQ(gather_sum(*group.member(rank), rank, in(20s)), 1); });
+  std::atomic<int>* const taken =
+      new (::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) std::atomic<int>(0);
+  run_world(2, [&](int rank) {
+    const auto bootstrap = group.member(rank);
+    // A rank whose process has died counts as dead until another one takes its place.
+    for (++*taken; *taken < 2;) std::this_thread::yield();
+    EXPECT_EQ(gather_sum(*bootstrap, rank, in(20s)), 1);
+  });
+  ::munmap(taken, 4096);
 }
 
 TEST(BootstrapProcess, AMemberMadeBeforeForkIsRefusedInTheChild) {

@@ -228,15 +228,18 @@ TEST_F(ControlProcess, ADeathDuringConnectIsNamed) {
 TEST_F(ControlProcess, ARankWithoutDescriptorsFailsTheConnectOnAllWithItsCause) {
   const LocalGroup group(3);
   run_world(3, [&](int rank) {
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
     Interrupted bootstrap(group.member(rank), [&] {
       if (rank != 2) return;
       const int next = ::dup(0);
       ::close(next);
-      const rlimit limit{static_cast<rlim_t>(next), static_cast<rlim_t>(next)};
+      const rlimit limit{static_cast<rlim_t>(next), before.rlim_max};
       ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
     });
     const auto start = Clock::now();
     const Error error = thrown([&] { Control::connect(bootstrap, "create", in(20s)); });
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);  // sanitizers need descriptors
     EXPECT_EQ(error.code, ErrorCode::kResource) << error.what();
     EXPECT_THAT(error.what(), HasSubstr("Too many open files"));
     EXPECT_LT(since(start), 1s);
