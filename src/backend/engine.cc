@@ -187,7 +187,8 @@ void Engine::mask(int rank, StreamRef) {
 void Engine::unmask(int rank, StreamRef) {
   Core::Entry entry(*core_, "unmask");
   check_mask(*core_, "unmask", rank);
-  core_->backend->unmask(rank);
+  // Behind the ops in the queue: the agreement is about a turn that this rank has not begun.
+  core_->queue.run([core = core_.get(), rank] { core->backend->unmask(rank); });
 }
 
 TensorView Engine::memory(Mode mode, std::size_t offset, std::size_t bytes) {

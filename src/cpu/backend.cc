@@ -105,14 +105,11 @@ std::vector<int> CpuBackend::masks() const {
 }
 
 void CpuBackend::mask(int rank) {
-  group_->set_mask(rank, true);
+  group_->mask(rank);
 }
 
 void CpuBackend::unmask(int rank) {
-  if (protocol::Shared(group_->masked()[rank]).load(protocol::kRelaxed) == 0) return;
-  const auto limit = core::scaled(group_->tuning().timeout, group_->tuning());
-  if (group_->ask_unmask(rank, static_cast<std::uint64_t>(limit.count()))) return;
-  core::log_warning(fmt::format("unmask: rank {} does not answer and stays masked", rank));
+  group_->ask_unmask(rank);
 }
 
 void CpuBackend::fail(const Error& error) noexcept {

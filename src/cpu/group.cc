@@ -133,7 +133,7 @@ void Group::connect(const Error* mine, Bootstrap& bootstrap, Deadline deadline) 
   masked_.assign(ranks, 0);
   closing_.assign(ranks, 0);
   ended_.assign(ranks, 0);
-  unmask_turn_.assign(ranks, 0);
+  readmissions_.resize(ranks);
 }
 
 void Group::compare(Deadline deadline) {

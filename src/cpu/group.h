@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bootstrap/control.h"
@@ -27,9 +28,16 @@ enum MessageKind : std::uint32_t {
   kMessageClosing = 1,  ///< orderly close
   kMessageLeaving,      ///< an error's code (a), its peers as a bit mask of ranks < 64 (b), its text
   kMessageRefused,      ///< call number (a) was refused locally; code (b); its text
-  kMessageUnmask,       ///< asks: count me in again; a = my next low-latency turn
-  kMessageUnmaskYes,    ///< a = the turn from which both count each other in
+  // Two ranks agree to count each other in again; b names the question throughout.
+  kMessageUnmask,         ///< asks; a = my next low-latency turn
+  kMessageUnmaskOffer,    ///< answers; a = a turn that I have not begun
+  kMessageUnmaskConfirm,  ///< to the offer; a = that turn, or a later one if I have begun it
+  kMessageUnmaskDone,     ///< to the confirmation: it came before I began that turn, a; else there is another offer
+  kMessageUnmaskOff,      ///< likewise: I have masked you since and know of no question
 };
+
+control::Message message_of(std::uint32_t kind, std::uint16_t generation, std::uint64_t a, std::uint64_t b,
+                            std::string_view text);
 
 /// What a rank knows of a peer that will write nothing more.
 enum Gone : std::uint32_t { kHere = 0, kDead, kLeft };
@@ -79,12 +87,20 @@ class Group final : public control::Listener {
   bool wait_until_failed(std::uint64_t limit_ns) const;
 
   // ---- masks and turns of low latency ----
-  /// Starts the next turn: masks whose agreed turn has come are lifted.
-  std::uint32_t next_low_latency_turn();
+  /// Begins one half of a low-latency op. The send half of a dispatch lifts masks whose agreed turn has come; a rank that
+  /// has asked may wait for the last word about it, at most `limit_ns`.
+  enum class Half { kDispatchSend, kCombineSend, kReceive };
+  void begin_half(Half half, std::uint64_t limit_ns, std::uint32_t* turn);
+  /// Ends it; between halves peers' questions are answered.
+  void end_half() noexcept;
+  /// Is the peer left out of this turn? A turn that was sent without it is received without it.
+  bool is_masked(int peer, std::uint32_t turn) const;
   void set_mask(int peer, bool masked) noexcept;
-  /// Asks `peer` over the control link to count this rank in again, from a turn that both agree on; until then the mask
-  /// stays. Waits at most `limit_ns`; false when the peer is gone or does not answer.
-  bool ask_unmask(int peer, std::uint64_t limit_ns);
+  /// By the caller: also takes back what was asked or agreed about a later turn.
+  void mask(int peer) noexcept;
+  /// Asks a masked peer over the control link to count this rank in again, from a turn that both agree on and neither has
+  /// begun. Waits for nobody. Not during a half.
+  void ask_unmask(int peer) noexcept;
 
   /// Says goodbye; waits for everyone's, at most the close limit; releases everything. Ranks that did not come.
   std::vector<int> close();
@@ -94,6 +110,16 @@ class Group final : public control::Listener {
   std::byte* combine_buffer(std::uint64_t bytes);
 
  private:
+  struct Readmission {
+    std::uint64_t question = 0;        ///< this rank's, not settled yet; 0 = none
+    std::uint64_t their_question = 0;  ///< the peer's, not settled yet; 0 = none
+    std::uint32_t their_turn = 0;      ///< of the peer's question, until it is answered
+    std::uint32_t turn = 0;            ///< from which both count each other in; 0 = none
+    std::uint32_t margin = 2;          ///< turns between an offer and what it is about; doubled when that was too few
+    bool settled = false;              ///< both know the turn
+    std::uint32_t since = 0;           ///< the turn in which the mask was lifted; 0 = long ago
+  };
+
   Group() = default;
   void on_message(int peer, const control::Message& message) noexcept override;
   void on_death(int peer, const char* how) noexcept override;
@@ -102,6 +128,9 @@ class Group final : public control::Listener {
   void take_death(int peer, const char* how) noexcept;
   void set_gone(int peer, Gone how) noexcept;
   void wake_own() noexcept;
+  void on_readmission(int peer, const control::Message& message) noexcept;
+  void answer_readmission(int peer) noexcept;
+  std::uint32_t turn_not_begun(std::uint32_t at_least, Readmission& readmission) const;
 
   void connect(const Error* mine, Bootstrap&, Deadline);
   void compare(Deadline);
@@ -130,7 +159,9 @@ class Group final : public control::Listener {
   std::vector<Refusal> refusals_;
   std::uint32_t running_call_ = 0;             ///< 0 = none
   std::vector<std::uint8_t> closing_, ended_;  ///< [ranks] said goodbye; will say nothing more
-  std::vector<std::uint32_t> unmask_turn_;     ///< [ranks] the agreed turn, 0 = none
+  std::vector<Readmission> readmissions_;      ///< [ranks]
+  std::uint64_t questions_ = 0;
+  int num_halves_ = 0;  ///< going on
   std::uint32_t low_latency_turn_ = protocol::kFirstEpoch;
   bool stopped_ = false;
 };

@@ -13,7 +13,6 @@
 #include "cpu/group.h"
 
 namespace anyep::cpu {
-namespace {
 
 control::Message message_of(std::uint32_t kind, std::uint16_t generation, std::uint64_t a, std::uint64_t b,
                             std::string_view text) {
@@ -26,6 +25,8 @@ control::Message message_of(std::uint32_t kind, std::uint16_t generation, std::u
   std::memcpy(message.text, text.data(), length);
   return message;
 }
+
+namespace {
 
 std::string_view text_of(const control::Message& message) {
   return {message.text, ::strnlen(message.text, sizeof(message.text))};
@@ -171,24 +172,13 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
       if (running) take_error(error, true);
       break;
     }
-    case kMessageUnmask: {
-      std::uint32_t turn = static_cast<std::uint32_t>(message.a);
-      {
-        const std::lock_guard lock(mutex_);
-        const std::uint32_t mine = protocol::next_epoch(low_latency_turn_);
-        if (protocol::not_before(mine, turn)) turn = mine;
-        unmask_turn_[at] = turn;
-        // Until the agreed turn the asker sends nothing here, so nothing may be awaited from it either.
-        set_mask(peer, true);
-      }
-      control_->tell(peer, message_of(kMessageUnmaskYes, generation_, turn, 0, ""));
+    case kMessageUnmask:
+    case kMessageUnmaskOffer:
+    case kMessageUnmaskConfirm:
+    case kMessageUnmaskDone:
+    case kMessageUnmaskOff:
+      on_readmission(peer, message);
       break;
-    }
-    case kMessageUnmaskYes: {
-      const std::lock_guard lock(mutex_);
-      unmask_turn_[at] = static_cast<std::uint32_t>(message.a);
-      break;
-    }
     default:
       core::log_warning(fmt::format("rank {} sent a message of unknown kind {}", peer, message.kind));
   }
@@ -239,34 +229,6 @@ void Group::on_hangup(int peer) noexcept {
 void Group::set_gone(int peer, Gone how) noexcept {
   const protocol::Shared gone(gone_[static_cast<std::size_t>(peer)]);
   if (gone.load(protocol::kRelaxed) == kHere) gone.store(how, protocol::kRelease);
-}
-
-void Group::set_mask(int peer, bool masked) noexcept {
-  protocol::Shared(masked_[static_cast<std::size_t>(peer)]).store(masked ? 1u : 0u, protocol::kRelaxed);
-}
-
-std::uint32_t Group::next_low_latency_turn() {
-  const std::lock_guard lock(mutex_);
-  low_latency_turn_ = protocol::next_epoch(low_latency_turn_);
-  for (std::size_t peer = 0; peer < unmask_turn_.size(); ++peer) {
-    if (unmask_turn_[peer] == 0 || !protocol::not_before(low_latency_turn_, unmask_turn_[peer])) continue;
-    unmask_turn_[peer] = 0;
-    if (protocol::Shared(gone_[peer]).load(protocol::kRelaxed) == 0) set_mask(static_cast<int>(peer), false);
-  }
-  return low_latency_turn_;
-}
-
-bool Group::ask_unmask(int peer, std::uint64_t limit_ns) {
-  const auto at = static_cast<std::size_t>(peer);
-  std::unique_lock lock(mutex_);
-  unmask_turn_[at] = 0;
-  const std::uint32_t mine = protocol::next_epoch(low_latency_turn_);
-  lock.unlock();
-  if (!control_->tell(peer, message_of(kMessageUnmask, generation_, mine, 0, ""))) return false;
-  lock.lock();
-  return changed_.wait_for(lock, std::chrono::nanoseconds(limit_ns), [&] {
-    return unmask_turn_[at] != 0 || ended_[at] != 0;
-  }) && unmask_turn_[at] != 0;
 }
 
 std::vector<int> Group::close() {

@@ -11,13 +11,21 @@ LowLatencyRun::LowLatencyRun(Group& group, backend::LowLatencyCall& call, Half h
     : run(group, call.call, half == Half::kSend ? OpRun::Start::kAnnounce : OpRun::Start::kResume),
       group_(group),
       call_(call) {
-  if (half == Half::kSend) call.turn = group.next_low_latency_turn();
+  const bool dispatches = call.call.kind == static_cast<unsigned>(Op::kLowLatencyDispatch) + 1;
+  group.begin_half(half == Half::kReceive ? Group::Half::kReceive
+                   : dispatches           ? Group::Half::kDispatchSend
+                                          : Group::Half::kCombineSend,
+                   call.call.limit_ns, &call.turn);
   if (group.budget().masks) run.waiter.masked = group.masked();
   if (call.options.waited.given()) run.waiter.waited_ns = call.options.waited.as<std::uint64_t>();
 }
 
+LowLatencyRun::~LowLatencyRun() {
+  group_.end_half();
+}
+
 bool LowLatencyRun::masked(int peer) const {
-  return run.waiter.masked != nullptr && protocol::Shared(group_.masked()[peer]).load(protocol::kRelaxed) != 0;
+  return run.waiter.masked != nullptr && group_.is_masked(peer, call_.turn);
 }
 
 std::byte* LowLatencyRun::region(int holder, int source) const {
@@ -34,6 +42,7 @@ void LowLatencyRun::publish(std::uint64_t array, int peer) {
 }
 
 bool LowLatencyRun::landed(std::uint64_t array, int peer, Phase phase) {
+  if (masked(peer)) return false;  // whatever it may have sent
   const protocol::Who who{peer, phase};
   const protocol::Ended ended = protocol::wait(run.waiter, who, group_.word(me(), array, peer), mark());
   if (ended == protocol::Ended::kReached) return true;
@@ -52,6 +61,12 @@ const core::LowLatencyHead& LowLatencyRun::head(int source, std::uint64_t offset
   if (head.num_tokens > most_tokens) run.corrupt(source, "a number of tokens", most_tokens, head.num_tokens);
   if (head.num_entries > most_entries) run.corrupt(source, "a number of entries", most_entries, head.num_entries);
   return head;
+}
+
+void LowLatencyRun::end_late() {
+  // The looks at peers' announcements, on cold lines, would cost an op of some microseconds too much.
+  const bool late = protocol::now_ns() - run.waiter.start_ns > run.waiter.limit_ns / 4;
+  if (late && run.waiter.masked == nullptr) run.finish();
 }
 
 core::LowLatencyHead LowLatencyRun::make_head(std::int64_t num_tokens, std::size_t num_entries) const {

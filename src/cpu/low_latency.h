@@ -19,6 +19,9 @@ class LowLatencyRun {
   enum class Half { kSend, kReceive };
   /// The send half takes the next turn.
   LowLatencyRun(Group& group, backend::LowLatencyCall& call, Half half);
+  ~LowLatencyRun();
+  LowLatencyRun(const LowLatencyRun&) = delete;
+  LowLatencyRun& operator=(const LowLatencyRun&) = delete;
 
   int ranks() const { return group_.num_ranks(); }
   int me() const { return group_.rank(); }
@@ -31,6 +34,8 @@ class LowLatencyRun {
   bool landed(std::uint64_t array, int peer, Phase phase);
   /// The head under the mark; must name this call. `most_entries` bounds what follows.
   const core::LowLatencyHead& head(int source, std::uint64_t offset, std::uint64_t most_entries);
+  /// After the last wait of a rank that was held up for long: peers may have given up and left.
+  void end_late();
   core::LowLatencyHead make_head(std::int64_t num_tokens, std::size_t num_entries) const;
   core::ExpertBlock block(int rank) const { return core::expert_block(call_.shape.num_experts, ranks(), rank); }
 

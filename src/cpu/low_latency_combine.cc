@@ -208,6 +208,7 @@ class CombineReceive : CombineHalf {
     for (std::int64_t token = 0; token < ids_.num_tokens(); ++token) {
       sums_ ? add_answers(token) : exact_ ? add_exactly(token) : add_choices(token);
     }
+    end_late();
   }
 
  private:

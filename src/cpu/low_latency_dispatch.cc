@@ -135,6 +135,7 @@ class DispatchReceive : LowLatencyRun {
     move_ = rows * payload_bytes_ >= kStreamFromBytes ? kernels_.stream : kernels_.copy;
     for (int step = 0; step < ranks(); ++step) expand((me() + step) % ranks());
     simd::stream_fence();
+    end_late();
   }
 
  private:

@@ -1,0 +1,148 @@
+// Masks of low latency: who is left out of a turn, and how two ranks agree to count each other in again.
+//
+//   rule    readmission starts with a turn that neither has begun, and each has left the other out since a moment at
+//           which it was inside no half of an op (models/low_latency_regions.py: every shortcut reads other turns' rows).
+//           It takes effect with the first dispatch from that turn on: a combine needs its dispatch.
+//   words   ask -> offer -> confirm -> done. Nobody stops for them: an offer that comes too late is answered by a later
+//           turn, a confirmation that comes too late by another offer. Only who has confirmed a turn and reaches it before
+//           the last word has come waits for that word, which the peer's watcher sends at once.
+//   both    when both ask, the lower rank's question counts
+#include <algorithm>
+#include <chrono>
+
+#include "cpu/group.h"
+
+namespace anyep::cpu {
+
+void Group::set_mask(int peer, bool masked) noexcept {
+  protocol::Shared(masked_[static_cast<std::size_t>(peer)]).store(masked ? 1u : 0u, protocol::kRelaxed);
+}
+
+void Group::mask(int peer) noexcept {
+  const std::lock_guard lock(mutex_);
+  readmissions_[static_cast<std::size_t>(peer)] = {};
+  set_mask(peer, true);
+}
+
+bool Group::is_masked(int peer, std::uint32_t turn) const {
+  const auto at = static_cast<std::size_t>(peer);
+  if (protocol::Shared(const_cast<std::uint32_t&>(masked_[at])).load(protocol::kRelaxed) != 0) return true;
+  const std::uint32_t since = readmissions_[at].since;
+  return since != 0 && !protocol::not_before(turn, since);
+}
+
+void Group::begin_half(Half half, std::uint64_t limit_ns, std::uint32_t* turn) {
+  std::unique_lock lock(mutex_);
+  ++num_halves_;
+  if (half == Half::kReceive) return;
+  *turn = low_latency_turn_ = protocol::next_epoch(low_latency_turn_);
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    const auto at = static_cast<std::size_t>(peer);
+    Readmission& readmission = readmissions_[at];
+    // Two turns are in flight at most: what was sent before then has been received.
+    if (readmission.since != 0 && *turn - readmission.since > core::kLowLatencyRegions) readmission.since = 0;
+    const auto is_due = [&] { return readmission.turn != 0 && protocol::not_before(*turn, readmission.turn); };
+    if (half != Half::kDispatchSend || !is_due()) continue;
+    const auto is_certain = [&] { return readmission.settled || !is_due() || ended_[at] != 0 || first_error_; };
+    changed_.wait_for(lock, std::chrono::nanoseconds(limit_ns), is_certain);
+    if (!is_due()) continue;
+    const bool agreed = readmission.settled && ended_[at] == 0;
+    readmission = {};
+    if (!agreed) continue;
+    readmission.since = *turn;
+    set_mask(peer, false);
+  }
+}
+
+void Group::end_half() noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    --num_halves_;
+  }
+  if (!budget_.masks) return;
+  for (int peer = 0; peer < num_ranks(); ++peer) answer_readmission(peer);
+}
+
+/// `at_least`, or some turns later than this rank's next where that one has been begun.
+std::uint32_t Group::turn_not_begun(std::uint32_t at_least, Readmission& readmission) const {
+  const std::uint32_t next = protocol::next_epoch(low_latency_turn_);
+  if (protocol::not_before(at_least, next)) return at_least;
+  readmission.margin = std::min(readmission.margin * 2, 1024u);
+  return protocol::Producer::advance(next, readmission.margin);
+}
+
+/// Unless there is no question, or a half goes on: its end answers.
+void Group::answer_readmission(int peer) noexcept {
+  control::Message offer;
+  {
+    const std::lock_guard lock(mutex_);
+    Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
+    if (readmission.their_turn == 0 || num_halves_ != 0) return;
+    set_mask(peer, true);
+    readmission.turn = 0;
+    const std::uint32_t turn =
+        turn_not_begun(protocol::Producer::advance(readmission.their_turn, readmission.margin), readmission);
+    readmission.their_turn = 0;
+    offer = message_of(kMessageUnmaskOffer, generation_, turn, readmission.their_question, "");
+  }
+  control_->tell(peer, offer);
+}
+
+void Group::ask_unmask(int peer) noexcept {
+  control::Message question;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto at = static_cast<std::size_t>(peer);
+    Readmission& readmission = readmissions_[at];
+    const bool masked = protocol::Shared(masked_[at]).load(protocol::kRelaxed) != 0;
+    if (!masked || ended_[at] != 0 || readmission.question != 0 || readmission.their_question != 0) return;
+    if (readmission.turn != 0) return;  // agreed
+    readmission.question = ++questions_;
+    question =
+        message_of(kMessageUnmask, generation_, protocol::next_epoch(low_latency_turn_), readmission.question, "");
+  }
+  control_->tell(peer, question);
+}
+
+void Group::on_readmission(int peer, const control::Message& message) noexcept {
+  const auto turn = static_cast<std::uint32_t>(message.a);
+  control::Message answer;
+  {
+    const std::lock_guard lock(mutex_);
+    Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
+    switch (message.kind) {
+      case kMessageUnmask:
+        if (readmission.question != 0 && rank_ < peer) return;
+        readmission = {.their_question = message.b, .their_turn = turn, .since = readmission.since};
+        break;
+      case kMessageUnmaskOffer:
+        if (readmission.question == 0 || readmission.question != message.b) return;  // taken back
+        readmission.turn = turn_not_begun(turn, readmission);
+        answer = message_of(kMessageUnmaskConfirm, generation_, readmission.turn, message.b, "");
+        break;
+      case kMessageUnmaskConfirm: {
+        if (readmission.their_question == 0 || readmission.their_question != message.b) {
+          answer = message_of(kMessageUnmaskOff, generation_, turn, message.b, "");
+          break;
+        }
+        const std::uint32_t possible = turn_not_begun(turn, readmission);
+        readmission.settled = possible == turn;
+        readmission.turn = readmission.settled ? turn : 0;
+        if (readmission.settled) readmission.their_question = 0;
+        answer = message_of(readmission.settled ? kMessageUnmaskDone : kMessageUnmaskOffer, generation_, possible,
+                            message.b, "");
+        break;
+      }
+      default:
+        if (readmission.question == 0 || readmission.question != message.b || readmission.turn != turn) return;
+        readmission.question = 0;
+        readmission.settled = message.kind == kMessageUnmaskDone;
+        if (!readmission.settled) readmission.turn = 0;
+        return;
+    }
+  }
+  if (message.kind == kMessageUnmask) return answer_readmission(peer);
+  control_->tell(peer, answer);
+}
+
+}  // namespace anyep::cpu
