@@ -412,9 +412,9 @@ struct BadCombineTest : ::testing::Test {
   }
 };
 
-TEST_F(BadCombineTest, RowsThatAreNotTheHandlesAreRefused) {
+// Rows beyond the handle's are legal: a dispatch into more rows than needed leaves them.
+TEST_F(BadCombineTest, FewerRowsThanTheHandlesAreRefused) {
   expect_refused("a row less", [](Inputs& i) { i.in.x.shape[0] = kTokens - 1; });
-  expect_refused("a row more", [](Inputs& i) { i.in.x = i.view(DType::kBF16, {kTokens + 1, 64}); });
   expect_refused("weights of a row less", [](Inputs& i) { i.in.weights.shape[0] = kTokens - 1; });
 }
 

@@ -191,12 +191,12 @@ TEST(BadLowLatencyTest, ForgedRangesAndCountsHarmNoMemory) {
                                  std::int64_t{0x7fffffff}, std::int64_t{5} << 32}) {
     on_ranks(2, [bad](Engine& engine, int) {
       Call call(engine);
-      call.dispatch().receive().wait();
-      std::ranges::fill(call.slabs.range, bad);
-      std::ranges::fill(call.slabs.source, 1 << 30);
       Guarded answer(static_cast<std::size_t>(kTokens) * 128);
       call.result.data = answer.data();
       try {
+        call.dispatch().receive().wait();  // a peer may have failed in its combine before this one has ended
+        std::ranges::fill(call.slabs.range, bad);
+        std::ranges::fill(call.slabs.source, 1 << 30);
         call.combine().receive().wait();
       } catch (const Error& error) {
         EXPECT_TRUE(error.code == ErrorCode::kArgument || error.code == ErrorCode::kCorrupt ||
@@ -275,9 +275,11 @@ TEST(MismatchTest, ChoicesThatChangedBeforeCombineAreFoundInCheckedMode) {
   world.tuning.checked = true;
   on_ranks(world, [](Engine& engine, int) {
     Call call(engine);
-    call.dispatch().receive().wait();
-    for (std::int64_t& id : call.mine.ids) id = (id + 3) % 6;
-    const Error error = error_of([&] { call.combine().receive().wait(); });
+    const Error error = error_of([&] {
+      call.dispatch().receive().wait();  // a peer may have failed in its combine before this one has ended
+      for (std::int64_t& id : call.mine.ids) id = (id + 3) % 6;
+      call.combine().receive().wait();
+    });
     EXPECT_EQ(error.code, ErrorCode::kMismatch) << error.what();
   });
 }
@@ -285,11 +287,11 @@ TEST(MismatchTest, ChoicesThatChangedBeforeCombineAreFoundInCheckedMode) {
 TEST(MismatchTest, ChoicesThatChangedBeforeCombineHarmNoMemoryOtherwise) {
   on_ranks(2, [](Engine& engine, int) {
     Call call(engine);
-    call.dispatch().receive().wait();
-    for (std::int64_t& id : call.mine.ids) id = (id + 3) % 6;
     Guarded answer(static_cast<std::size_t>(kTokens) * 128);
     call.result.data = answer.data();
     try {
+      call.dispatch().receive().wait();
+      for (std::int64_t& id : call.mine.ids) id = (id + 3) % 6;
       call.combine().receive().wait();
     } catch (const Error& error) {
       EXPECT_NE(error.code, ErrorCode::kInternal) << error.what();
