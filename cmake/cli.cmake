@@ -6,6 +6,13 @@ if(NOT CLI11_FOUND OR NOT nlohmann_json_FOUND)
   message(STATUS "anyep tool: left out, needs CLI11 and nlohmann-json")
 elseif(cli_sources)
   add_subdirectory(bench/support)
+  # Files that parse arguments are large to compile and quick to run.
+  foreach(source ${cli_sources})
+    file(STRINGS "${source}" parses REGEX "#include <CLI/")
+    if(parses)
+      set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "-O1")
+    endif()
+  endforeach()
   add_executable(anyep ${cli_sources})
   target_link_libraries(anyep PRIVATE anyep_bench_support anyep_objects anyep_reference anyep_warnings CLI11::CLI11
                                       nlohmann_json::nlohmann_json)
