@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "bootstrap/door.h"
 #include "bootstrap/frames.h"
 #include "bootstrap/life.h"
 #include "bootstrap/packet.h"
@@ -81,6 +82,11 @@ void count_votes(const Step& step, std::span<const Ballot> ballots, const Error*
   throw error;
 }
 
+// A rank that was killed could not take its door away.
+void sweep_after(const Error& error) noexcept {
+  if (error.code == ErrorCode::kPeerDead) Door::sweep();
+}
+
 }  // namespace
 
 struct Control::State {
@@ -124,7 +130,12 @@ std::unique_ptr<Control> Control::connect(Bootstrap& bootstrap, std::string_view
   const Step step{.op = op, .phase = "connect", .rank = rank, .deadline = deadline};
   Mesh mesh;
   if (bootstrap.num_ranks() > 1) {
-    mesh = meet(bootstrap, step);
+    try {
+      mesh = meet(bootstrap, step);
+    } catch (const Error& error) {
+      sweep_after(error);
+      throw;
+    }
   } else {
     mesh.links.resize(1);
     mesh.links[0].pid = ::getpid();
@@ -145,6 +156,7 @@ std::unique_ptr<Control> Control::connect(Bootstrap& bootstrap, std::string_view
     }
   } catch (const Error& error) {
     send_abort(state->links, abort_frame(error, rank));
+    sweep_after(error);
     throw;
   }
   return std::unique_ptr<Control>(new Control(std::move(state)));
