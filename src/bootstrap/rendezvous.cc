@@ -234,6 +234,7 @@ void Rendezvous::leave(int peer) {
 
 void Rendezvous::check_gone() {
   if (gone_ < 0 || Clock::now() - gone_since_ < kReasonFollows) return;
+  look_for_deaths();  // it may have gone because of one
   look_up_by_card(gone_, link(gone_).pidfd);
   throw_lost(step_, gone_, mesh_.links);
 }
