@@ -154,7 +154,8 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
       if (budget_.masks) {
         set_mask(peer, true);
       } else {
-        take_error(reason ? *reason : relayed(rank_, peer, message), false);
+        // Passed on: this rank may be gone before everybody has heard the one that failed first.
+        take_error(reason ? *reason : relayed(rank_, peer, message), true);
       }
       break;
     }
