@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "support/world.h"
@@ -24,6 +25,12 @@ inline Scenario ranks(int num_ranks, std::uint64_t seed = 1) {
   scenario.num_ranks = num_ranks;
   scenario.seed = seed;
   return scenario;
+}
+
+/// How much longer than usual the long tests run.
+inline double soak_factor() {
+  const char* text = std::getenv("ANYEP_SOAK");
+  return text == nullptr ? 1 : std::stod(text);
 }
 
 }  // namespace anyep::test

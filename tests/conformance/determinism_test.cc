@@ -28,13 +28,14 @@ Scenario mixed_scenario() {
   return scenario;
 }
 
-// 50 repeats a world with random delays and 1 to 4 threads, in big and in small windows, checked or not: one digest,
+// 50 repeats a world (100 together) with random delays and 1 to 4 threads, in big and in small windows, checked or not: one digest,
 // the oracle's.
 TEST_P(Determinism, DigestsRepeat) {
   Scenario scenario = mixed_scenario();
   const std::set<std::uint64_t> expected = {digest_of(oracle_outputs(scenario))};
   std::set<std::uint64_t> digests;
-  for (std::uint64_t repeat = 0; repeat < 50; ++repeat) {
+  const auto repeats = static_cast<std::uint64_t>(50 * soak_factor());
+  for (std::uint64_t repeat = 0; repeat < repeats; ++repeat) {
     scenario.jitter = repeat;
     scenario.num_sms = static_cast<int>(repeat % 5);
     scenario.checked = repeat % 7 == 3;

@@ -1,5 +1,5 @@
-// Random scenarios against the oracle, for some seconds a world; ANYEP_SOAK=<seconds> for long runs, ANYEP_SEED=<n> to
-// begin with one that failed.
+// Random scenarios against the oracle, for some seconds a world. ANYEP_SOAK multiplies them; ANYEP_SEED=<n> begins with
+// a scenario that failed.
 #include <chrono>
 #include <cstdlib>
 #include <iostream>
@@ -12,18 +12,13 @@
 namespace anyep::test {
 namespace {
 
-std::uint64_t number_from(const char* variable, std::uint64_t fallback) {
-  const char* text = std::getenv(variable);
-  return text == nullptr ? fallback : std::stoull(text);
-}
-
 class Property : public Conformance {};
 
 // Whatever a seed draws, every world answers as the oracle does, and the oracle's answer has the properties.
 TEST_P(Property, RandomScenarios) {
-  const auto soak = number_from("ANYEP_SOAK", 0);
-  const std::chrono::seconds limit(soak > 1 ? soak : soak == 1 ? 300 : GetParam() == World::kOracle ? 3 : 6);
-  const std::uint64_t first = number_from("ANYEP_SEED", std::random_device()());
+  const std::chrono::duration<double> limit((GetParam() == World::kOracle ? 3 : 6) * soak_factor());
+  const char* given = std::getenv("ANYEP_SEED");
+  const std::uint64_t first = given != nullptr ? std::stoull(given) : std::random_device()();
   std::cout << "seeds from " << first << "\n";
   const auto until = std::chrono::steady_clock::now() + limit;
   std::uint64_t seed = first;
