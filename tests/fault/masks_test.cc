@@ -184,6 +184,8 @@ TEST(MasksTest, BothMayAskAtOnceAndNobodyEverWaitsToTheLimit) {
 TEST(MasksProcessTest, ASleeperIsMaskedAtTheLimitAndComesBackByAgreement) {
   if (!core::kFaultPoints) GTEST_SKIP() << "this build has no fault points";
   constexpr int kRanks = 3, kSleeper = 1, kRounds = 300, kWake = 60;
+  // As much longer as the limits are, or the others end before the sleeper has given up on them.
+  const auto step = std::chrono::nanoseconds(scaled_ns(0.003));
   for (const char* point :
        {"low_latency_dispatch.before_send", "low_latency_combine.mid_send", "low_latency_dispatch.in_recv"}) {
     SCOPED_TRACE(point);
@@ -207,12 +209,12 @@ TEST(MasksProcessTest, ASleeperIsMaskedAtTheLimitAndComesBackByAgreement) {
             must(masks_of(engine) == 1u << kSleeper, "masks", static_cast<long long>(masks_of(engine)));
             ::kill(static_cast<pid_t>(notes[kSleeper].pid), SIGCONT);
           }
-          std::this_thread::sleep_for(3ms);  // a decode step's computation; the sleeper skips it to catch up
+          std::this_thread::sleep_for(step);  // a decode step's computation; the sleeper skips it to catch up
         } else if (masks_of(engine) == 5 && notes[0].step <= salt + 1) {
           for (const int peer : {0, 2}) engine.unmask(peer);
-          std::this_thread::sleep_for(3ms);
+          std::this_thread::sleep_for(step);
         } else if (masks_of(engine) != 5) {
-          std::this_thread::sleep_for(3ms);
+          std::this_thread::sleep_for(step);
         }
       }
       must(missed > 0, "rounds in which somebody was missed", missed);
