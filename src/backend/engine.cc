@@ -33,8 +33,12 @@ Engine::~Engine() {
 }
 
 Engine Engine::create(const Budget& budget, const Topology& topology, const Tuning& tuning, Bootstrap& bootstrap) {
-  return Engine(
-      std::make_unique<Core>(backend::make_backend(budget, topology, tuning, bootstrap), budget, topology, tuning));
+  try {
+    return Engine(
+        std::make_unique<Core>(backend::make_backend(budget, topology, tuning, bootstrap), budget, topology, tuning));
+  } catch (const std::bad_alloc&) {
+    core::throw_error(ErrorCode::kResource, "create", "out of memory");
+  }
 }
 
 // ---- high throughput -----------------------------------------------------------------------------------------------

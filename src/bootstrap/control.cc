@@ -208,11 +208,16 @@ void Control::vote(const Error* mine, std::string_view op, Deadline deadline) {
   count_votes(step, ballots, mine);
 }
 
-void Control::start(Listener& listener) {
+void Control::prepare(Listener& listener) {
   ANYEP_CHECK(state_->watcher == nullptr && state_->own_life != nullptr, "a control is started once");
   if (num_ranks() == 1) return;
   state_->watcher = std::make_unique<Watcher>(
       Watcher::World{state_->rank, state_->links, state_->lives, *state_->own_life, listener});
+}
+
+void Control::start(Listener& listener) {
+  if (state_->watcher == nullptr) prepare(listener);
+  if (state_->watcher != nullptr) state_->watcher->go();
 }
 
 bool Control::tell(int peer, const Message& message) noexcept {

@@ -78,8 +78,11 @@ class Control {
   /// lists all causes by rank, with the code and fields of the own error or else the code of the lowest failing rank.
   void vote(const Error* mine, std::string_view op, Deadline deadline);
 
-  /// Starts the watcher thread (none in a group of one). The listener must live until stop() has returned.
-  /// When it returns, the peers can notice this process's death. @throws Error kResource
+  /// Makes all of the watcher that can fail, its thread included; nothing is delivered before start(). For the time before
+  /// the last vote, so that no rank goes on while another cannot. @throws Error kResource
+  void prepare(Listener& listener);
+  /// Starts the watcher (none in a group of one); prepares it first where that was not done, and then throws alike. The
+  /// listener must live until stop() has returned. When it returns, the peers can notice this process's death.
   void start(Listener& listener);
 
   /// Any thread, never waits. False: the peer is gone, or its link is full (it has not read hundreds of messages).

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -147,13 +148,13 @@ void Rendezvous::exchange_cards(Bootstrap& bootstrap) {
   mine.pid = self.pid;
   mine.start_ticks = self.start_ticks;
   mine.pid_namespace = bootstrap::pid_namespace();
-  mine.job = make_key();
-  mine.door = make_key();
   std::string text;
   try {
+    mine.job = make_key();
+    mine.door = make_key();
     door_.open(mine.num_ranks);
     text = door_.path();
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     mine.failed = 1;  // the others must hear of it, or they would wait
     text = error.what();
   }

@@ -79,6 +79,7 @@ void Watcher::start_thread() {
 void Watcher::stop() noexcept {
   if (!running_) return;
   running_ = false;
+  go_.release();  // where it was never let go
   const std::uint64_t one = 1;
   while (::write(wake_.get(), &one, sizeof one) < 0 && errno == EINTR) {
   }
@@ -88,7 +89,8 @@ void Watcher::stop() noexcept {
 void Watcher::run() noexcept {
   pthread_setname_np(pthread_self(), "anyep-watcher");
   started_.set_value(world_.own.begin());
-  while (handle_events()) look();
+  go_.acquire();
+  while (listens_ && handle_events()) look();
   world_.own.end();
 }
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <future>
+#include <semaphore>
 #include <vector>
 
 #include "bootstrap/control.h"
@@ -25,12 +26,18 @@ class Watcher {
     OwnLife& own;
     Listener& listener;
   };
-  /// Starts the thread and waits until it holds the mutex that peers look at. @throws Error kResource
+  /// Starts the thread and waits until it holds the mutex that peers look at; it then waits for go(). @throws Error
+  /// kResource
   explicit Watcher(const World& world);
   ~Watcher() { stop(); }
   Watcher(const Watcher&) = delete;
   Watcher& operator=(const Watcher&) = delete;
 
+  /// Lets it listen. Once.
+  void go() noexcept {
+    listens_ = true;
+    go_.release();
+  }
   /// Ends the thread. Idempotent.
   void stop() noexcept;
   /// In a forked child, where there is no such thread.
@@ -69,6 +76,8 @@ class Watcher {
   std::vector<Peer> peers_;
   UniqueFd epoll_, wake_;
   std::promise<bool> started_;
+  std::counting_semaphore<2> go_{0};
+  bool listens_ = false;  ///< read by the thread behind go_: what peers send before is not for it
   pthread_t thread_{};
   bool running_ = false;
 };

@@ -198,6 +198,7 @@ void Group::share_memory(Deadline deadline) {
       }
     }
   });
+  if (!mine) mine = caught([&] { control_->prepare(*this); });
   core::fault_point("create.barrier", rank_, 0);
   control_->vote(mine ? &*mine : nullptr, kOp, deadline);  // also the barrier: everybody has mapped everybody
   // The mappings stay; nothing needs the descriptors any more.
