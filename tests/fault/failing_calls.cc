@@ -177,7 +177,9 @@ int epoll_ctl(int epoll, int operation, int fd, epoll_event* event) noexcept {
   return fails("epoll_ctl") ? -1 : next(epoll, operation, fd, event);
 }
 
-int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*), void* argument) noexcept {
+// Visible: std::thread calls it from the C++ library.
+__attribute__((visibility("default"))) int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                                                          void* (*body)(void*), void* argument) noexcept {
   static const auto next = real<int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)>("pthread_create");
   return fails("pthread_create") ? errno : next(thread, attributes, body, argument);
 }

@@ -33,7 +33,7 @@ struct Outcome {
 Outcome try_create(Bootstrap& member, const Topology& topology, const std::string& call, int nth) {
   Tuning tuning = Task::tuning();
   // A rank that has no memory at all may not even meet the others.
-  if (call == "new") tuning.startup_timeout = std::chrono::milliseconds(500);
+  if (call == "new") tuning.startup_timeout = std::chrono::milliseconds(150);
   Outcome outcome;
   const std::int64_t start = now_ns();
   std::optional<Engine> engine;
@@ -121,6 +121,112 @@ TEST(ResourceTest, WhicheverAllocationFailsAllRanksGetACleanError) {
   if (!kNewCanFail) GTEST_SKIP() << "the sanitizer allocates itself";
   const int count = fail_every_call("new", 2, 1, 400);
   fmt::print("allocations that failed one by one: {}\n", count);
+}
+
+// ---- limits of a process -------------------------------------------------------------------------------------------
+
+/// Two processes; rank 1 has `limit` of `resource` while it creates. Then both try again without it.
+void create_within(int resource, rlim_t limit, const std::string& where) {
+  const Notes notes;
+  const LocalGroup group(2);
+  const std::vector<int> status = LocalGroup::run_processes(2, [&](int rank) {
+    end_after(30);
+    const auto member = group.member(rank);
+    const Topology topology = Topology::discover(*member);
+    const Belongings before = Belongings::now();
+    rlimit usual{};
+    ::getrlimit(resource, &usual);
+    const rlimit tight{limit, usual.rlim_max};
+    if (rank == 1) ::setrlimit(resource, &tight);
+    const Outcome outcome = try_create(*member, topology, "", 0);
+    if (rank == 1) ::setrlimit(resource, &usual);
+    must(outcome.made || outcome.code.has_value(), outcome.text.c_str());
+    must(outcome.time_ns < scaled_ns(2), outcome.text.c_str(), outcome.time_ns);
+    must(outcome.made || rank == 0 || *outcome.code == ErrorCode::kResource, outcome.text.c_str());
+    notes[rank].step = outcome.made ? 1 : 2;
+    Belongings after = Belongings::settled(before);
+    after.names = before.names;
+    const std::string more = after.more_than(before);
+    must(more.empty(), more.c_str());
+    for (int tries = 0;; ++tries) {
+      try {
+        Engine engine = Engine::create(Task::budget(2), topology, Task::tuning(), *member);
+        Task(2, rank).round(engine, 1);
+        engine.close();
+        return;
+      } catch (const Error& error) {
+        // One of the two may have begun the new exchange while the other was still in the old one.
+        if (error.code != ErrorCode::kAborted || tries == 3) throw;
+      }
+    }
+  });
+  EXPECT_THAT(status, testing::Each(0)) << where;
+  EXPECT_EQ(notes[0].step, notes[1].step) << where << ": one rank has an engine and the other has not";
+}
+
+TEST(ResourceProcessTest, ARankWithoutDescriptorsFailsOnAllRanksAndMayTryAgain) {
+  const auto held = static_cast<rlim_t>(::dup(0));  // the lowest free number
+  ::close(static_cast<int>(held));
+  for (rlim_t more = 0; more <= 14; ++more) {
+    create_within(RLIMIT_NOFILE, held + more, fmt::format("{} descriptors", more));
+    if (HasFailure()) return;
+  }
+}
+
+TEST(ResourceProcessTest, ARankWithoutMemoryFailsOnAllRanksAndMayTryAgain) {
+  if (!kNewCanFail) GTEST_SKIP() << "the sanitizer's shadow needs the address space";
+  const rlim_t held = static_cast<rlim_t>(Belongings::now().address_space_mib + 1) << 20;
+  for (const rlim_t more_kib : {0, 256, 512, 1024, 2048, 4096, 8192, 12288, 65536}) {
+    create_within(RLIMIT_AS, held + (more_kib << 10), fmt::format("{} KiB", more_kib));
+    if (HasFailure()) return;
+  }
+}
+
+// ---- later ---------------------------------------------------------------------------------------------------------
+
+TEST(ResourceTest, WithoutAThreadForTheQueueThePeersLearnWhyTheOpDoesNotCome) {
+  if (!kCallsCanFail) GTEST_SKIP() << "the sanitizer stands before these calls itself";
+  const LocalGroup group(2);
+  LocalGroup::run_threads(2, [&](int rank) {
+    const auto member = group.member(rank);
+    Engine engine = Engine::create(Task::budget(2), Topology::discover(*member), Task::tuning(), *member);
+    const std::vector<std::int64_t> ids = {0, 7};
+    Routing routing;
+    routing.experts = TensorView::dense(ids.data(), DType::kI64, {1, 2});
+    std::optional<Error> error;
+    if (rank == 1) fail_call("pthread_create", 1);
+    try {
+      engine.route(Task::shape(), routing).num_rows();  // asynchronous
+    } catch (const Error& thrown) {
+      error = thrown;
+    }
+    stop_failing();
+    ASSERT_TRUE(error.has_value());
+    EXPECT_EQ(error->code, rank == 1 ? ErrorCode::kResource : ErrorCode::kAborted) << error->what();
+    EXPECT_THAT(error->what(), testing::HasSubstr("pthread_create"));
+  });
+}
+
+TEST(ResourceTest, AZeroCopyBufferThatCannotBeHadSpoilsNothing) {
+  if (!kCallsCanFail) GTEST_SKIP() << "the sanitizer stands before these calls itself";
+  const LocalGroup group(2);
+  LocalGroup::run_threads(2, [&](int rank) {
+    const auto member = group.member(rank);
+    Engine engine = Engine::create(Task::budget(2), Topology::discover(*member), Task::tuning(), *member);
+    if (rank == 1) {
+      fail_call("mmap", 1);
+      try {
+        engine.combine_buffer(Task::shape());
+        ADD_FAILURE() << "a buffer without memory";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code, ErrorCode::kResource) << error.what();
+      }
+      stop_failing();
+    }
+    EXPECT_TRUE(engine.combine_buffer(Task::shape()).given());
+    Task(2, rank).round(engine, 1);
+    engine.close();
+  });
 }
 
 }  // namespace
