@@ -3,6 +3,7 @@
 #include <anyep/plan.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <optional>
@@ -41,7 +42,7 @@ Shape Task::shape() {
 
 Budget Task::budget(int num_ranks) {
   Budget budget;
-  budget.rows_bytes = 512 << 10;  // several turns per op
+  budget.rows_bytes = std::max(512, 192 * num_ranks) << 10;  // several turns per op
   budget.low_latency_bytes = low_latency_bytes_for(shape(), num_ranks);
   budget.max_experts = 16;
   return budget;
