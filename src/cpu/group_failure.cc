@@ -44,7 +44,7 @@ ErrorCode code_from(std::uint64_t value) {
 }
 
 /// What this rank throws when `peer` says that it leaves: death, silence and disagreement keep their class. Blamed is
-/// whom the peer blames, this rank included where it was silent; else the peer itself.
+/// whom the peer blames, this rank included where it was silent; else the peer itself. Of a disagreement both sides.
 Error relayed(int rank, int peer, const control::Message& message) {
   const ErrorCode theirs = code_from(message.a);
   const bool keeps = theirs == ErrorCode::kMismatch || theirs == ErrorCode::kTimeout || theirs == ErrorCode::kPeerDead;
@@ -53,7 +53,9 @@ Error relayed(int rank, int peer, const control::Message& message) {
   for (int one = 0; one < 64; ++one) {
     if ((one != rank || theirs == ErrorCode::kTimeout) && (message.b >> one & 1u) != 0) error.peers.push_back(one);
   }
-  if (error.peers.empty()) error.peers = {peer};
+  const bool is_side = theirs == ErrorCode::kMismatch && std::ranges::count(error.peers, peer) == 0;
+  if (error.peers.empty() || is_side) error.peers.push_back(peer);
+  std::ranges::sort(error.peers);
   return error;
 }
 

@@ -128,7 +128,27 @@ Error OpRun::aborted(std::uint32_t phase) const {
   error.peers = first->peers;
   error.expected = first->expected;
   error.seen = first->seen;
+  // Who found the disagreement blames whom it met first; what this rank sees itself is nearer.
+  const std::vector<int> others = first->code == ErrorCode::kMismatch ? in_other_calls() : std::vector<int>();
+  if (!others.empty()) error.peers = others;
   return error;
+}
+
+std::vector<int> OpRun::in_other_calls() const {
+  std::vector<int> others;
+  for (int peer = 0; peer < group.num_ranks(); ++peer) {
+    if (peer == group.rank()) continue;
+    const std::uint64_t seen =
+        Shared(group.word(group.rank(), group.layout().announced, peer)).load(protocol::kAcquire);
+    if (protocol::generation_of(seen) != group.generation() || protocol::epoch_of(seen) != call.number) continue;
+    auto* theirs = reinterpret_cast<std::uint64_t*>(group.peer(peer, group.layout().described));
+    for (const std::uint64_t mine : call.description) {
+      if (Shared(*theirs++).load(protocol::kRelaxed) == mine) continue;
+      others.push_back(peer);
+      break;
+    }
+  }
+  return others;
 }
 
 std::vector<int> OpRun::not_yet_here(int at_least) const {
@@ -207,7 +227,8 @@ void OpRun::mismatch(int peer, std::uint32_t phase) {
                         static_cast<std::int64_t>(mine));
   }
   Error error = named(ErrorCode::kMismatch, phase, text);
-  error.peers = {peer};
+  error.peers = in_other_calls();
+  if (error.peers.empty()) error.peers = {peer};
   error.expected = record_.expected;
   error.seen = record_.seen;
   leave_with(error);

@@ -72,6 +72,8 @@ class OpRun {
   /// The group's first error, with what this op was doing.
   Error aborted(std::uint32_t phase) const;
   std::vector<int> not_yet_here(int at_least) const;
+  /// Peers that are in another call at this place of the sequence.
+  std::vector<int> in_other_calls() const;
 
   const bool announced_;
   protocol::FaultRecord record_{};
