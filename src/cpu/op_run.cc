@@ -61,11 +61,11 @@ OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::
   waiter.gone = group.gone();
   if (start == Start::kResume) return;
   group.begin_call(call.number);
-  if (group.failed()) leave(kBeforeSend);
   auto* const described = reinterpret_cast<std::uint64_t*>(group.own(group.layout().described));
   for (std::size_t word = 0; word < call.description.size(); ++word) {
     Shared(described[word]).store(call.description[word], protocol::kRelaxed);
   }
+  if (group.failed()) leave(kBeforeSend);  // described all the same: peers may ask who was in another call
   announce(waiter.announcement);  // pattern A: after the description, which a peer may compare
 }
 
