@@ -54,8 +54,9 @@ bool LowLatencyRun::landed(std::uint64_t array, int peer, Phase phase) {
   return false;
 }
 
-const core::LowLatencyHead& LowLatencyRun::head(int source, std::uint64_t offset, std::uint64_t most_entries) {
-  const auto& head = *reinterpret_cast<const core::LowLatencyHead*>(region(me(), source) + offset);
+core::LowLatencyHead LowLatencyRun::head(int source, std::uint64_t offset, std::uint64_t most_entries) {
+  // A copy: what was checked is what is used, whatever a faulty peer writes meanwhile.
+  const auto head = *reinterpret_cast<const core::LowLatencyHead*>(region(me(), source) + offset);
   run.check_record(source, head.call, head.code);
   const auto most_tokens = static_cast<std::uint64_t>(call_.shape.max_tokens);
   if (head.num_tokens > most_tokens) run.corrupt(source, "a number of tokens", most_tokens, head.num_tokens);

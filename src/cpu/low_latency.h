@@ -33,7 +33,7 @@ class LowLatencyRun {
   /// Waits for a peer's part; false when the peer is masked, or is masked now because it passed the limit.
   bool landed(std::uint64_t array, int peer, Phase phase);
   /// The head under the mark; must name this call. `most_entries` bounds what follows.
-  const core::LowLatencyHead& head(int source, std::uint64_t offset, std::uint64_t most_entries);
+  core::LowLatencyHead head(int source, std::uint64_t offset, std::uint64_t most_entries);
   /// After the last wait of a rank that was held up for long: peers may have given up and left.
   void end_late();
   core::LowLatencyHead make_head(std::int64_t num_tokens, std::size_t num_entries) const;

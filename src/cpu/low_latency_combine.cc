@@ -96,12 +96,13 @@ class CombineSend : CombineHalf {
       }
       rows_.clear();
       weights_.clear();
-      for (; at < asked.num_entries && list[at].token == token; ++at) {
-        if (const std::byte* const row = find_row(home, list[at])) {
+      do {
+        const core::LowLatencyWeight choice = list[at];
+        if (const std::byte* const row = find_row(home, choice)) {
           rows_.push_back(row);
-          weights_.push_back(list[at].weight);
+          weights_.push_back(choice.weight);
         }
-      }
+      } while (++at < asked.num_entries && list[at].token == token);
       simd::WeightedSum sum;
       sum.out = to + layout_.rows + static_cast<std::uint64_t>(token) * layout_.row_stride;
       sum.rows = rows_.data();

@@ -145,7 +145,7 @@ class DispatchReceive : LowLatencyRun {
 
   void read_counts(int source) {
     if (!landed(group_.layout().low_latency_arrived, source, kInReceive)) return;
-    const core::LowLatencyHead& first = head(source, 0, static_cast<std::uint64_t>(call_.shape.max_tokens));
+    const core::LowLatencyHead first = head(source, 0, static_cast<std::uint64_t>(call_.shape.max_tokens));
     records_[static_cast<std::size_t>(source)] = first.num_entries;
     const auto* const counts = reinterpret_cast<const std::int32_t*>(region(me(), source) + layout_.counts);
     for (std::int64_t expert = 0; expert < local_; ++expert) {
@@ -190,7 +190,7 @@ class DispatchReceive : LowLatencyRun {
     }
   }
 
-  void place(int source, std::int32_t token, const core::LowLatencyChoice& choice, const std::byte* record) {
+  void place(int source, std::int32_t token, core::LowLatencyChoice choice, const std::byte* record) {
     if (choice.expert < 0 || choice.expert >= local_) {
       run.corrupt(source, "a local expert", static_cast<std::uint64_t>(local_),
                   static_cast<std::uint32_t>(choice.expert));
