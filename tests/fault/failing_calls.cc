@@ -38,7 +38,7 @@ thread_local int left = 0;
 thread_local bool failed = false;
 
 /// True: the caller fails, with errno set.
-bool fails(std::string_view name) {
+[[maybe_unused]] bool fails(std::string_view name) {
   if (wanted == nullptr || name != wanted || --left != 0) return false;
   failed = true;
   for (const Call& call : kCalls) {
