@@ -66,7 +66,7 @@ OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::
     Shared(described[word]).store(call.description[word], protocol::kRelaxed);
   }
   if (group.failed()) leave(kBeforeSend);  // described all the same: peers may ask who was in another call
-  announce(waiter.announcement);  // pattern A: after the description, which a peer may compare
+  announce(waiter.announcement);           // pattern A: after the description, which a peer may compare
 }
 
 void OpRun::announce(std::uint64_t mark) const {
