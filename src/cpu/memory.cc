@@ -45,14 +45,20 @@ bootstrap::UniqueFd make_sealed_memfd(const char* name, std::uint64_t bytes) {
   return fd;
 }
 
+[[noreturn]] void refuse_import(int peer, const std::string& text) {
+  Error error(ErrorCode::kCorrupt, fmt::format("{}: rank {} {}", kOp, peer, text));
+  error.op = kOp;
+  error.peers = {peer};
+  throw error;
+}
+
 void check_sealed_memfd(int fd, std::uint64_t bytes, int peer) {
   struct stat info {};
   const int seals = ::fcntl(fd, F_GET_SEALS);
   const bool whole = ::fstat(fd, &info) == 0 && static_cast<std::uint64_t>(info.st_size) == bytes;
   if (whole && seals >= 0 && (seals & F_SEAL_SHRINK) != 0 && (seals & F_SEAL_GROW) != 0) return;
-  core::throw_error(ErrorCode::kCorrupt, kOp,
-                    fmt::format("rank {} sent a descriptor that is no sealed memfd of {} bytes (size {}, seals {:#x})",
-                                peer, bytes, static_cast<std::int64_t>(info.st_size), seals));
+  refuse_import(peer, fmt::format("sent a descriptor that is no sealed memfd of {} bytes (size {}, seals {:#x})", bytes,
+                                  static_cast<std::int64_t>(info.st_size), seals));
 }
 
 /// Rings start with `kRegions` turns granted; the dispatch stream is granted when an op starts.
@@ -187,15 +193,16 @@ std::shared_ptr<RankMemory> map_memory(const core::WindowLayout& layout, int pee
   auto memory = std::make_shared<RankMemory>();
   memory->window = Mapping::map(window_fd, layout.bytes, Mapping::Access::kReadWrite);
   memory->staging = Mapping::map(staging_fd, staging_bytes, Mapping::Access::kRead);
-  const auto* const header = reinterpret_cast<const core::WindowHeader*>(memory->at(layout.header));
-  const bool right = header->magic == core::kWindowMagic && header->version == core::kWindowVersion &&
-                     header->num_ranks == static_cast<std::uint32_t>(layout.num_ranks) &&
-                     header->rank == static_cast<std::uint32_t>(peer) && header->generation == generation &&
-                     header->bytes == layout.bytes;
+  const auto header = *reinterpret_cast<const core::WindowHeader*>(memory->at(layout.header));
+  const bool right = header.magic == core::kWindowMagic && header.version == core::kWindowVersion &&
+                     header.num_ranks == static_cast<std::uint32_t>(layout.num_ranks) &&
+                     header.rank == static_cast<std::uint32_t>(peer) && header.generation == generation &&
+                     header.bytes == layout.bytes;
   if (!right) {
-    core::throw_error(ErrorCode::kCorrupt, kOp,
-                      fmt::format("the window of rank {} has a wrong header (magic {:#x}, rank {}, {} ranks, {} bytes)",
-                                  peer, header->magic, header->rank, header->num_ranks, header->bytes));
+    refuse_import(peer, fmt::format("has a wrong header in its window (magic {:#x}, version {}, rank {} of {}, "
+                                    "generation {}, {} bytes)",
+                                    header.magic, header.version, header.rank, header.num_ranks, header.generation,
+                                    header.bytes));
   }
   return memory;
 }
