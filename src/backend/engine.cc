@@ -218,9 +218,18 @@ void Engine::close() {
   if (::getpid() != core_->owner) {
     core::throw_error(ErrorCode::kState, "close", "the engine belongs to the process that made it");
   }
+  if (core_->closing.exchange(true)) {  // from here on no other call begins
+    if (core_->closed) return;
+    core::throw_error(ErrorCode::kState, "close", "another thread is closing this engine");
+  }
   const auto limit = core::scaled(core_->tuning.timeout, core_->tuning);
-  const bool idle = core_->queue.drain(static_cast<std::uint64_t>(limit.count()));
-  if (!idle) core_->backend->fail(Error(ErrorCode::kTimeout, "close: an operation was still in flight"));
+  const bool idle = core_->becomes_quiet(limit);
+  if (!idle) {
+    core_->backend->fail(Error(ErrorCode::kTimeout, "close: an operation was still in flight"));
+    // It leaves at its next wait. Until then it uses the memory that is about to be released.
+    while (!core_->becomes_quiet(limit)) {
+    }
+  }
   const std::vector<int> missing = core_->backend->close();
   core_->closed = true;
   if (idle) core_->must_not_hide_an_error();

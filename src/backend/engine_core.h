@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -74,7 +76,7 @@ class Engine::Core {
 
   void must_be_usable(const char* op) const {
     if (::getpid() != owner) core::throw_error(ErrorCode::kState, op, "the engine belongs to the process that made it");
-    if (closed) core::throw_error(ErrorCode::kState, op, "the engine is closed");
+    if (closing) core::throw_error(ErrorCode::kState, op, "the engine is closed");
     must_not_have_failed(op, "between");
   }
 
@@ -176,12 +178,25 @@ class Engine::Core {
     return Event(std::move(event));
   }
 
+  /// Once `closing` is set: waits until no other thread is inside a call and no op is queued or running. False at the
+  /// limit.
+  bool becomes_quiet(std::chrono::nanoseconds limit) {
+    const auto until = std::chrono::steady_clock::now() + limit;
+    while (busy) {  // first: who is inside may still queue an op
+      if (std::chrono::steady_clock::now() > until) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    const std::chrono::nanoseconds left = until - std::chrono::steady_clock::now();
+    return queue.drain(static_cast<std::uint64_t>(std::max<std::int64_t>(left.count(), 0)));
+  }
+
   std::unique_ptr<backend::Backend> backend;
   const Topology topology;
   const Tuning tuning;
   backend::Limits limits;
   const pid_t owner = ::getpid();
   std::atomic<bool> busy = false;
+  std::atomic<bool> closing = false;  ///< close() has begun
   std::atomic<bool> closed = false;
   std::atomic<bool> first_done = false;
   mutable std::atomic<bool> seen = false;  ///< the caller knows that, or why, the engine fails
