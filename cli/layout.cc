@@ -78,6 +78,8 @@ Map window_map(const core::WindowLayout& at) {
   add("low-latency regions", at.low_latency, "four turns of every source: records out, rows back");
   add("slots", at.slots, "per source, two turns: combine's rows that no window holds");
   add("heap", at.heap, "rows of make_rows()");
+  add("spare", at.heap + at.heap_bytes,
+      "never used: Engine::memory() shows as many bytes as rows_bytes, staging is not here");
   return finish(std::move(map));
 }
 

@@ -1,6 +1,6 @@
 // The memory of one rank: what lies where in its window and in its staging area.
 //
-//   window    peers read and write   header, words, count board, mailboxes | low-latency regions | slots | heap
+//   window    peers read and write   header, words, count board, mailboxes | low-latency regions | slots | heap | spare
 //   staging   peers read only        two regions that this rank fills for peers that fetch
 //
 // Fixed by the budget and the number of ranks, never by a call's shape.
@@ -88,9 +88,12 @@ struct WindowLayout {
   std::uint64_t mailboxes = 0;    ///< [ranks][kRegions][kMailboxBytes]
   std::uint64_t low_latency = 0;  ///< [kLowLatencyRegions][ranks][low_latency_region_bytes]
   std::uint64_t low_latency_region_bytes = 0;
-  std::uint64_t slots = 0;  ///< [ranks][kRegions][slot_region_bytes]
+  std::uint64_t low_latency_bytes = 0;  ///< from `low_latency` on: all of the budget, regions first
+  std::uint64_t slots = 0;              ///< [ranks][kRegions][slot_region_bytes]
   std::uint64_t slot_region_bytes = 0;
   std::uint64_t heap = 0, heap_bytes = 0;
+  std::uint64_t rows_bytes =
+      0;  ///< from `slots` on: all of the budget; behind the heap, address space that nobody uses
   std::uint64_t bytes = 0;
   std::uint64_t staging_region_bytes = 0;
 
@@ -163,9 +166,14 @@ constexpr WindowLayout WindowLayout::make(const Budget& budget, int num_ranks) {
       down(static_cast<std::uint64_t>(budget.low_latency_bytes) / (kLowLatencyRegions * ranks));
 
   Cursor pages(kPageBytes, words.bytes());
-  at.low_latency = pages.take(kLowLatencyRegions * ranks * at.low_latency_region_bytes);
-  at.slots = pages.take(ranks * kRegions * at.slot_region_bytes);
-  at.heap = pages.take(at.heap_bytes);
+  // A caller may look at, and zero, as many bytes of payload as it has paid for; staging lies elsewhere, so that as much
+  // follows the heap.
+  at.low_latency_bytes = static_cast<std::uint64_t>(budget.low_latency_bytes);
+  at.rows_bytes = rows_bytes;
+  const std::uint64_t slot_bytes = ranks * kRegions * at.slot_region_bytes;
+  at.low_latency = pages.take(at.low_latency_bytes);
+  at.slots = pages.take(slot_bytes);
+  at.heap = pages.take(rows_bytes - slot_bytes);
   at.bytes = pages.bytes();
   return at;
 }

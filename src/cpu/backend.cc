@@ -88,8 +88,8 @@ TensorView CpuBackend::combine_buffer(const Shape& shape) {
 TensorView CpuBackend::memory(Mode mode, std::size_t offset, std::size_t bytes) {
   const core::WindowLayout& layout = group_->layout();
   const bool low = mode == Mode::kLowLatency;
-  const std::uint64_t begin = low ? layout.low_latency : layout.heap;
-  const std::uint64_t have = low ? layout.slots - layout.low_latency : layout.heap_bytes;
+  const std::uint64_t begin = low ? layout.low_latency : layout.slots;
+  const std::uint64_t have = low ? layout.low_latency_bytes : layout.rows_bytes;
   if (offset > have || bytes > have - offset) {
     core::throw_capacity("memory", "bytes of this mode's payload memory", offset + bytes, have);
   }

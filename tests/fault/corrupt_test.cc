@@ -108,7 +108,7 @@ void run(Trial& trial) {
     tuning.startup_timeout = std::chrono::seconds(20);
     Engine engine = Engine::create(Task::budget(kRanks), topology, tuning, *member);
     trial.windows[at] =
-        engine.memory(Mode::kHighThroughput, 0, 1).as<std::byte>() - static_cast<std::ptrdiff_t>(layout.heap);
+        engine.memory(Mode::kHighThroughput, 0, 1).as<std::byte>() - static_cast<std::ptrdiff_t>(layout.slots);
     Task task(kRanks, rank);
     task.round(engine, 0);  // from here on the steady limit holds
     ready.arrive_and_wait();

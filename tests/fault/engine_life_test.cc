@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -252,6 +253,26 @@ TEST(EngineLifeTest, AskingForMoreRowsThanTheWindowHoldsSaysNeedAndHave) {
       const ErrorCode code = error_of([&] { engine.make_rows(bad, small_shape()); }).code;
       EXPECT_TRUE(code == ErrorCode::kArgument || code == ErrorCode::kCapacity) << bad;
     }
+    expect_usable(engine);
+  });
+}
+
+TEST(EngineLifeTest, MemoryShowsTheWholeBudgetAndNotAByteMore) {
+  World world{.num_ranks = 2};
+  world.budget.rows_bytes = (3 << 20) + 17;  // neither pages nor rings divide these
+  world.budget.low_latency_bytes = (1 << 20) + 33;
+  on_ranks(world, [&](Engine& engine, int) {
+    for (const Mode mode : {Mode::kHighThroughput, Mode::kLowLatency}) {
+      const auto bytes = static_cast<std::size_t>(mode == Mode::kHighThroughput ? world.budget.rows_bytes
+                                                                                : world.budget.low_latency_bytes);
+      const TensorView all = engine.memory(mode, 0, bytes);
+      EXPECT_EQ(all.num_elements(), static_cast<std::int64_t>(bytes));
+      std::memset(all.data, 0xFF, bytes);
+      EXPECT_EQ(engine.memory(mode, bytes - 1, 1).as<std::byte>(), all.as<std::byte>() + bytes - 1);
+      EXPECT_EQ(error_of([&] { engine.memory(mode, 0, bytes + 1); }).code, ErrorCode::kCapacity);
+      EXPECT_EQ(error_of([&] { engine.memory(mode, bytes, 1); }).code, ErrorCode::kCapacity);
+    }
+    engine.barrier();  // nothing is in flight while anybody writes
     expect_usable(engine);
   });
 }

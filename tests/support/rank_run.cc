@@ -150,8 +150,8 @@ void RankRun::play(int step, const ZeroStep&) {
     const TensorView memory = engine(step).memory(mode, 0, static_cast<std::size_t>(bytes));
     std::memset(memory.data, 0, static_cast<std::size_t>(bytes));
   };
-  zero(Mode::kHighThroughput, scenario_.rows_bytes / 2);  // the rest may be rings
-  if (scenario_.low_latency_bytes() > 0) zero(Mode::kLowLatency, scenario_.low_latency_bytes());
+  zero(Mode::kHighThroughput, scenario_.rows_bytes);
+  zero(Mode::kLowLatency, scenario_.low_latency_bytes());
   engine(step).barrier();
 }
 

@@ -147,6 +147,7 @@ TEST(LayoutDocument, ShowsTheWindow) {
   add(("low-latency regions [4][2][" + std::to_string(at.low_latency_region_bytes) + "]").c_str(), at.low_latency);
   add(("slots [2][2][" + std::to_string(at.slot_region_bytes) + "]").c_str(), at.slots);
   add(("heap, " + std::to_string(at.heap_bytes) + " bytes").c_str(), at.heap);
+  add("spare", at.heap + at.heap_bytes);
   add("end", at.bytes);
   EXPECT_EQ(at.count_width, 5u);
   expect_in_document(block);

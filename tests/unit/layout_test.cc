@@ -70,8 +70,9 @@ TEST(Layout, FieldsThatAreNotPresentTakeNoRoom) {
 
 TEST(Layout, WindowRegionsAreDisjointForManyBudgets) {
   for (const int ranks : {1, 2, 3, 8, 64}) {
-    for (const std::int64_t rows : {std::int64_t{0}, std::int64_t{1} << 20, std::int64_t{1} << 30}) {
-      for (const std::int64_t low : {std::int64_t{0}, std::int64_t{100} << 20}) {
+    for (const std::int64_t rows :
+         {std::int64_t{0}, std::int64_t{1}, std::int64_t{100'001}, std::int64_t{1} << 20, std::int64_t{1} << 30}) {
+      for (const std::int64_t low : {std::int64_t{0}, std::int64_t{4097}, std::int64_t{100} << 20}) {
         Budget budget;
         budget.rows_bytes = rows;
         budget.low_latency_bytes = low;
@@ -102,6 +103,13 @@ TEST(Layout, WindowRegionsAreDisjointForManyBudgets) {
         const std::uint64_t rings = n * kRegions * at.slot_region_bytes + at.staging_bytes();
         EXPECT_LE(rings + at.heap_bytes, static_cast<std::uint64_t>(rows));
         EXPECT_LE(kLowLatencyRegions * n * at.low_latency_region_bytes, static_cast<std::uint64_t>(low));
+        // What memory() shows: as many bytes as the budget has, with nothing but payload among them.
+        EXPECT_EQ(at.low_latency_bytes, static_cast<std::uint64_t>(low));
+        EXPECT_EQ(at.rows_bytes, static_cast<std::uint64_t>(rows));
+        expect_disjoint({{at.mailboxes, n * kRegions * kMailboxBytes},
+                         {at.low_latency, at.low_latency_bytes},
+                         {at.slots, at.rows_bytes}},
+                        at.bytes);
       }
     }
   }
