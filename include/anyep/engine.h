@@ -63,6 +63,8 @@ class ANYEP_API Engine {
   void mask(int rank, StreamRef = {});                          ///< low latency only, local, Budget::masks
   void unmask(int rank, StreamRef = {});  ///< asks the peer; takes effect on both sides at a turn both agreed on
   TensorView memory(Mode, std::size_t offset, std::size_t bytes);  ///< a view of the engine's own payload memory
+  /// While it is held, what memory() and combine_buffer() have shown stays mapped, also after close() and the engine's end.
+  std::shared_ptr<const void> hold_memory();
 
   void check() const;  ///< never waits; throws this engine's first error, every time
   /// Tells the peers why this rank leaves: they get kAborted with the text. The engine has failed afterwards.

@@ -77,6 +77,7 @@ class Backend {
   virtual std::unique_ptr<OwnedRows::State> make_rows(std::int64_t num_rows, const Shape&) = 0;
   virtual TensorView combine_buffer(const Shape&) = 0;
   virtual TensorView memory(Mode, std::size_t offset, std::size_t bytes) = 0;
+  virtual std::shared_ptr<const void> hold_memory() = 0;
   virtual std::vector<int> masks() const = 0;
   virtual void mask(int rank) = 0;
   virtual void unmask(int rank) = 0;

@@ -200,6 +200,11 @@ TensorView Engine::memory(Mode mode, std::size_t offset, std::size_t bytes) {
   return core_->backend->memory(mode, offset, bytes);
 }
 
+std::shared_ptr<const void> Engine::hold_memory() {
+  Core::Entry entry(*core_, "hold_memory");
+  return core_->backend->hold_memory();
+}
+
 void Engine::check() const {
   if (core_->closed) core::throw_error(ErrorCode::kState, "check", "the engine is closed");
   core_->must_not_have_failed("check", "between");

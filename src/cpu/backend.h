@@ -29,6 +29,7 @@ class CpuBackend final : public backend::Backend {
   std::unique_ptr<OwnedRows::State> make_rows(std::int64_t num_rows, const Shape&) override;
   TensorView combine_buffer(const Shape&) override;
   TensorView memory(Mode, std::size_t offset, std::size_t bytes) override;
+  std::shared_ptr<const void> hold_memory() override { return group_->hold_memory(); }
   std::vector<int> masks() const override;
   void mask(int rank) override;
   void unmask(int rank) override;

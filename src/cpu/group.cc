@@ -232,11 +232,16 @@ protocol::HandoffEnd Group::consumer_end(core::Stream stream, int from) {
 
 std::byte* Group::combine_buffer(std::uint64_t bytes) {
   const std::lock_guard lock(mutex_);
-  if (combine_buffer_.data() == nullptr) combine_buffer_ = Mapping::reserve(std::max(bytes, kCombineBufferBytes));
-  if (bytes > combine_buffer_.bytes()) {
-    core::throw_capacity("combine_buffer", "the zero-copy buffer", bytes, combine_buffer_.bytes());
+  if (combine_buffer_->data() == nullptr) *combine_buffer_ = Mapping::reserve(std::max(bytes, kCombineBufferBytes));
+  if (bytes > combine_buffer_->bytes()) {
+    core::throw_capacity("combine_buffer", "the zero-copy buffer", bytes, combine_buffer_->bytes());
   }
-  return combine_buffer_.data();
+  return combine_buffer_->data();
+}
+
+std::shared_ptr<const void> Group::hold_memory() {
+  using Held = std::pair<std::shared_ptr<RankMemory>, std::shared_ptr<Mapping>>;
+  return std::make_shared<const Held>(own_memory(), combine_buffer_);
 }
 
 void Group::stop() noexcept {

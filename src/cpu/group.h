@@ -108,6 +108,8 @@ class Group final : public control::Listener {
 
   /// Zero-copy combine input, private to this rank.
   std::byte* combine_buffer(std::uint64_t bytes);
+  /// Keeps this rank's window and zero-copy buffer mapped.
+  std::shared_ptr<const void> hold_memory();
 
  private:
   struct Readmission {
@@ -145,7 +147,7 @@ class Group final : public control::Listener {
   std::unique_ptr<control::Control> control_;
   std::vector<std::shared_ptr<RankMemory>> memories_;
   std::vector<std::uint32_t> sent_, taken_;  ///< [streams * ranks] last turns of this rank's ends
-  Mapping combine_buffer_;
+  std::shared_ptr<Mapping> combine_buffer_ = std::make_shared<Mapping>();
 
   std::uint64_t abort_ = 0;
   std::vector<std::uint32_t> gone_, masked_;

@@ -254,7 +254,7 @@ std::vector<int> Group::close() {
   }
   stop();
   memories_.clear();
-  combine_buffer_ = Mapping();
+  combine_buffer_ = std::make_shared<Mapping>();
   return missing;
 }
 

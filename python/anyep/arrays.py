@@ -1,0 +1,204 @@
+"""Arrays of other libraries: how their memory is seen (View) and how outputs of the same library are made.
+
+torch tensors and numpy arrays are known by name; anything else with DLPack or the buffer protocol serves as an input, and its
+outputs are numpy arrays. Neither library is imported here before a caller hands over one of its arrays.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from . import _native
+from .errors import ArgumentError
+
+View = _native.View
+_CODES: Dict[str, int] = {name: code for name, (code, _) in _native.DTYPES.items()}
+_BYTES: Dict[str, int] = {name: size for name, (_, size) in _native.DTYPES.items()}
+
+
+class Typed:
+    """An array whose library has no name for its element type: raw elements and the type they stand for.
+
+    Args:
+        array: elements of the same size, e.g. numpy uint16 for "bfloat16", uint8 for "float8_e4m3fn".
+        dtype: one of ``anyep.DTYPES``.
+
+    Outputs of a call with a Typed input are Typed, on numpy arrays of unsigned integers.
+    """
+
+    __slots__ = ("array", "dtype")
+
+    def __init__(self, array: Any, dtype: str) -> None:
+        if dtype not in _CODES:
+            raise ArgumentError(f"Typed: dtype = {dtype!r}, allowed: {', '.join(_CODES)}", argument="dtype")
+        self.array = array
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> Tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    def __repr__(self) -> str:
+        return f"Typed({self.array!r}, {self.dtype!r})"
+
+
+class _Torch:
+    """torch on the CPU. Every tensor gets its type and device: users set defaults of their own."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        torch = sys.modules["torch"]
+        names = ("bool", "uint8", "int8", "int16", "int32", "int64", "float8_e4m3fn", "bfloat16", "float16", "float32",
+                 "float64")
+        self.torch = torch
+        self.dtype_of = {name: getattr(torch, name) for name in names}
+        self.name_of = {dtype: name for name, dtype in self.dtype_of.items()}
+        self.code_of = {dtype: _CODES[name] for name, dtype in self.dtype_of.items()}
+        self._cpu = torch.device("cpu")
+
+    def view(self, tensor: Any) -> View:
+        if not tensor.is_cpu:
+            raise ValueError(f"a tensor on the CPU is needed, this one is on {tensor.device}")
+        return View(tensor.data_ptr(), self.code_of[tensor.dtype], tensor.shape, tensor.stride())
+
+    def dtype(self, tensor: Any) -> str:
+        return self.name_of[tensor.dtype]
+
+    def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
+        return self.torch.empty(shape, dtype=self.dtype_of[dtype], device=self._cpu)
+
+    def over(self, memory: Any, shape: Tuple[int, ...], dtype: str) -> Any:
+        """A tensor over memory that it keeps alive."""
+        return self.torch.frombuffer(memory, dtype=self.dtype_of[dtype]).view(shape)
+
+
+class _Numpy:
+    """numpy; element types that it lacks (bfloat16, float8_e4m3fn) come from ml_dtypes arrays or as Typed."""
+
+    name = "numpy"
+    _RAW = {1: "uint8", 2: "uint16"}
+
+    def __init__(self, extension: Optional[Dict[str, Any]] = None) -> None:
+        import numpy
+
+        self.numpy = numpy
+        self._extension = extension or {}
+
+    def _make(self, dtype: str, make: Callable[[Any], Any]) -> Any:
+        if dtype in self._extension:
+            return make(self._extension[dtype])
+        if dtype in ("bfloat16", "float8_e4m3fn"):
+            return Typed(make(self.numpy.dtype(self._RAW[_BYTES[dtype]])), dtype)
+        return make(self.numpy.dtype(dtype))
+
+    def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
+        return self._make(dtype, lambda kind: self.numpy.empty(shape, dtype=kind))
+
+    def over(self, memory: Any, shape: Tuple[int, ...], dtype: str) -> Any:
+        return self._make(dtype, lambda kind: self.numpy.frombuffer(memory, dtype=kind).reshape(shape))
+
+
+_torch: Optional[_Torch] = None
+_numpy: Optional[_Numpy] = None
+_views: Dict[type, Callable[[Any], View]] = {View: lambda view: view}
+
+
+def _is_torch(kind: type) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and hasattr(torch, "Tensor") and issubclass(kind, torch.Tensor)
+
+
+def _torch_library() -> _Torch:
+    global _torch
+    if _torch is None:
+        _torch = _Torch()
+    return _torch
+
+
+def _numpy_library() -> _Numpy:
+    global _numpy
+    if _numpy is None:
+        _numpy = _Numpy()
+    return _numpy
+
+
+def _is_extension(array: Any) -> bool:
+    """An ml_dtypes array: numpy does not know the type itself, but its name is one of ours."""
+    dtype = getattr(array, "dtype", None)
+    return getattr(dtype, "kind", "") == "V" and getattr(dtype, "name", "") in _CODES
+
+
+def _typed_view(typed: Typed) -> View:
+    if _is_torch(type(typed.array)):
+        view = _torch_library().view(typed.array)
+        if _BYTES[view.dtype] != _BYTES[typed.dtype]:
+            raise TypeError("the named element type has another size than the array's elements")
+        return View(view.address, _CODES[typed.dtype], view.shape, view.strides)
+    return _native.view_of(typed.array, _CODES[typed.dtype])
+
+
+def _other_view(array: Any) -> View:
+    if _is_extension(array):
+        raw = array.view(_Numpy._RAW[array.dtype.itemsize])
+        return _native.view_of(raw, _CODES[array.dtype.name])
+    return _native.view_of(array)
+
+
+def _view_function(kind: type) -> Callable[[Any], View]:
+    if kind is Typed:
+        function: Callable[[Any], View] = _typed_view
+    elif _is_torch(kind):
+        function = _torch_library().view
+    else:
+        function = _other_view
+    _views[kind] = function
+    return function
+
+
+def view(op: str, name: str, array: Any) -> View:
+    """The memory of an array. TypeError: not an array; ArgumentError: not on the CPU, an element type that anyep lacks, not
+    1 to 4 dimensions. The caller keeps the array alive."""
+    kind = type(array)
+    try:
+        return (_views.get(kind) or _view_function(kind))(array)
+    except KeyError:
+        got: object = getattr(array, "dtype", kind.__name__)
+        allowed = ", ".join(_CODES)
+    except TypeError as error:
+        if hasattr(array, "dtype") or isinstance(array, Typed):
+            got, allowed = f"{getattr(array, 'dtype', '')} array", f"{', '.join(_CODES)} ({error})"
+        else:
+            raise TypeError(f"{op}: {name} must be a tensor (torch, numpy, DLPack or buffer), got {kind.__name__}") from None
+    except (ValueError, RuntimeError, BufferError) as error:  # torch: sparse, meta, ...
+        got, allowed = _describe(array), str(error).splitlines()[0]
+    raise ArgumentError(f"{op}: {name} = {got}, allowed: {allowed}", op=op, argument=name, got=str(got), allowed=allowed)
+
+
+def _describe(array: Any) -> str:
+    return f"tensor of shape {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+
+
+def optional_view(op: str, name: str, array: Any) -> Optional[View]:
+    return None if array is None else view(op, name, array)
+
+
+def library_of(array: Any) -> Any:
+    """What makes outputs of the same kind as an input."""
+    if isinstance(array, Typed):
+        return _numpy_library()
+    if _is_torch(type(array)):
+        return _torch_library()
+    if _is_extension(array):
+        return _Numpy(extension={array.dtype.name: array.dtype})
+    return _numpy_library()
+
+
+def torch_library() -> _Torch:
+    """For modules that work on torch tensors only; torch has been imported by them."""
+    return _torch_library()
+
+
+def code_of(dtype: str) -> int:
+    return _CODES[dtype]

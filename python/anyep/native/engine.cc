@@ -1,0 +1,192 @@
+// Engine. Arguments come as views, in the order of the C++ structs; engine.py gives them names, defaults and outputs.
+#include <anyep/engine.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <utility>
+
+#include "native.h"
+
+namespace anyep::python {
+namespace {
+
+using View = const TensorView*;  // None = not given
+
+Engine create(Bootstrap& bootstrap, std::int64_t rows_bytes, std::int64_t low_latency_bytes, int max_experts,
+              bool masks, const Tuning& tuning) {
+  const Budget budget{rows_bytes, low_latency_bytes, max_experts, masks};
+  const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double, std::nano>(
+      static_cast<double>(tuning.startup_timeout.count()) * tuning.time_scale));
+  const Topology topology = Topology::discover(bootstrap, std::chrono::steady_clock::now() + limit);
+  return Engine::create(budget, topology, tuning, bootstrap);
+}
+
+Handle route(Engine& engine, int num_experts, int top_k, View experts, View ranks, View pairs_per_expert,
+             double timeout_s, std::vector<Event> after, bool wait) {
+  const Routing routing{view_or_none(experts), view_or_none(ranks), view_or_none(pairs_per_expert), {}};
+  Shape shape;
+  shape.num_experts = num_experts;
+  shape.top_k = top_k;
+  return engine.route(shape, routing, {}, make_options(timeout_s, 0, std::move(after), wait));
+}
+
+Rows rows_of(View x, View scales, View experts, View weights, std::vector<TensorView> extra) {
+  return Rows{view_or_none(x), view_or_none(scales), view_or_none(experts), view_or_none(weights), std::move(extra)};
+}
+
+Event dispatch(Engine& engine, const Handle& handle, View x, View scales, View experts, View weights,
+               std::vector<TensorView> extra, View out_x, View out_scales, View out_experts, View out_weights,
+               std::vector<TensorView> out_extra, double timeout_s, int num_sms, std::vector<Event> after, bool wait) {
+  return engine.dispatch(rows_of(x, scales, experts, weights, std::move(extra)), handle,
+                         rows_of(out_x, out_scales, out_experts, out_weights, std::move(out_extra)), {},
+                         make_options(timeout_s, num_sms, std::move(after), wait));
+}
+
+Event combine(Engine& engine, const Handle& handle, View x, View weights, View bias_0, View bias_1, View out_x,
+              View out_weights, double timeout_s, int num_sms, std::vector<Event> after, bool wait) {
+  const CombineInput in{view_or_none(x), view_or_none(weights), {view_or_none(bias_0), view_or_none(bias_1)}};
+  return engine.combine(in, handle, rows_of(out_x, nullptr, nullptr, out_weights, {}), {},
+                        make_options(timeout_s, num_sms, std::move(after), wait));
+}
+
+OwnedRows make_rows(Engine& engine, std::int64_t num_rows, std::int64_t hidden, int dtype, int num_scales) {
+  Shape shape;
+  shape.hidden = hidden;
+  shape.dtype = static_cast<DType>(dtype);
+  shape.num_scales = num_scales;
+  return engine.make_rows(num_rows, shape);
+}
+
+LowLatencyOptions low_latency_options(double timeout_s, std::vector<Event> after, bool wait, bool hook, int wire) {
+  LowLatencyOptions options;
+  static_cast<Options&>(options) = make_options(timeout_s, 0, std::move(after), wait);
+  options.hook = hook;
+  options.wire = static_cast<Wire>(wire);
+  return options;
+}
+
+Shape low_latency_shape(int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens) {
+  return Shape{num_experts, top_k, hidden, max_tokens, DType::kBF16, 0};
+}
+
+Pending low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
+                             const TensorView& x, const TensorView& experts, View out_x, View out_scales,
+                             View out_counts, View out_source, View out_range, View received, View waited, int wire,
+                             bool round_scale, bool hook, double timeout_s, std::vector<Event> after, bool wait) {
+  LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
+  options.round_scale = round_scale;
+  options.received = view_or_none(received);
+  options.waited = view_or_none(waited);
+  Routing routing;
+  routing.experts = experts;
+  const ExpertSlabs out{view_or_none(out_x), view_or_none(out_scales), view_or_none(out_counts),
+                        view_or_none(out_source), view_or_none(out_range)};
+  return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), x, routing, out, {},
+                                     options);
+}
+
+Pending low_latency_combine(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
+                            const TensorView& x, const TensorView& source, const TensorView& range,
+                            const TensorView& experts, const TensorView& weights, const TensorView& out, View waited,
+                            int wire, bool zero_copy, bool hook, double timeout_s, std::vector<Event> after,
+                            bool wait) {
+  LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
+  options.zero_copy = zero_copy;
+  options.waited = view_or_none(waited);
+  Routing routing;
+  routing.experts = experts;
+  routing.weights = weights;
+  ExpertSlabs in;
+  in.x = x;
+  in.source = source;
+  in.range = range;
+  return engine.low_latency_combine(low_latency_shape(num_experts, top_k, hidden, max_tokens), in, routing, out, {},
+                                    options);
+}
+
+Memory memory_of(Engine& engine, const TensorView& view) {
+  return {engine.hold_memory(), view.data, static_cast<std::size_t>(view.num_elements()) * size_of(view.dtype)};
+}
+
+/// This rank's own routing, without any exchange, into the caller's tensors.
+void layout(Engine& engine, int num_experts, int top_k, const TensorView& experts, const TensorView& tokens_per_rank,
+            const TensorView& pairs_per_expert, const TensorView& token_in_rank) {
+  Shape shape;
+  shape.num_experts = num_experts;
+  shape.top_k = top_k;
+  Routing routing;
+  routing.experts = experts;
+  const Layout layout = engine.layout(shape, routing);
+  const auto copy = [](const auto& from, const TensorView& to, DType dtype, const char* text) {
+    if (to.dtype != dtype || !to.is_dense() || to.num_elements() != static_cast<std::int64_t>(from.size())) {
+      throw nb::value_error(text);
+    }
+    std::copy(from.begin(), from.end(), to.as<std::remove_cvref_t<decltype(from[0])>>());
+  };
+  copy(layout.tokens_per_rank, tokens_per_rank, DType::kI32, "tokens_per_rank: dense int32 [num_ranks] is needed");
+  copy(layout.pairs_per_expert, pairs_per_expert, DType::kI32, "pairs_per_expert: dense int32 [num_experts] is needed");
+  copy(layout.token_in_rank, token_in_rank, DType::kBool,
+       "token_in_rank: dense bool [num_tokens, num_ranks] is needed");
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& module) {
+  module.def("create", &create, nb::arg("bootstrap"), nb::arg("rows_bytes"), nb::arg("low_latency_bytes"),
+             nb::arg("max_experts"), nb::arg("masks"), nb::arg("tuning"), WithoutGil());
+  nb::class_<Engine>(module, "Engine")
+      .def("route", &route, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts").none(),
+           nb::arg("ranks").none(), nb::arg("pairs_per_expert").none(), nb::arg("timeout_s"), nb::arg("after"),
+           nb::arg("wait"), WithoutGil())
+      .def("dispatch", &dispatch, nb::arg("handle"), nb::arg("x").none(), nb::arg("scales").none(),
+           nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"), nb::arg("out_x").none(),
+           nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
+           nb::arg("out_extra"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"),
+           WithoutGil())
+      .def("combine", &combine, nb::arg("handle"), nb::arg("x").none(), nb::arg("weights").none(),
+           nb::arg("bias_0").none(), nb::arg("bias_1").none(), nb::arg("out_x").none(), nb::arg("out_weights").none(),
+           nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"), WithoutGil())
+      .def("make_rows", &make_rows, nb::arg("num_rows"), nb::arg("hidden"), nb::arg("dtype"), nb::arg("num_scales"))
+      .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
+           nb::arg("max_tokens"), nb::arg("x"), nb::arg("experts"), nb::arg("out_x").none(),
+           nb::arg("out_scales").none(), nb::arg("out_counts").none(), nb::arg("out_source").none(),
+           nb::arg("out_range").none(), nb::arg("received").none(), nb::arg("waited").none(), nb::arg("wire"),
+           nb::arg("round_scale"), nb::arg("hook"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"),
+           WithoutGil())
+      .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
+           nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("experts"),
+           nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"), nb::arg("zero_copy"),
+           nb::arg("hook"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"), WithoutGil())
+      .def(
+          "combine_buffer",
+          [](Engine& engine, int num_experts, std::int64_t hidden, std::int64_t max_tokens) {
+            return memory_of(engine, engine.combine_buffer(low_latency_shape(num_experts, 1, hidden, max_tokens)));
+          },
+          nb::arg("num_experts"), nb::arg("hidden"), nb::arg("max_tokens"))
+      .def(
+          "memory",
+          [](Engine& engine, bool low_latency, std::size_t offset, std::size_t bytes) {
+            return memory_of(engine,
+                             engine.memory(low_latency ? Mode::kLowLatency : Mode::kHighThroughput, offset, bytes));
+          },
+          nb::arg("low_latency"), nb::arg("offset"), nb::arg("bytes"))
+      .def("layout", &layout, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts"), nb::arg("tokens_per_rank"),
+           nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), WithoutGil())
+      .def(
+          "barrier", [](Engine& engine) { engine.barrier(); }, WithoutGil())
+      .def("masks", [](Engine& engine, const TensorView& out) { engine.masks(out); })
+      .def(
+          "mask", [](Engine& engine, int rank) { engine.mask(rank); }, WithoutGil())
+      .def(
+          "unmask", [](Engine& engine, int rank) { engine.unmask(rank); }, WithoutGil())
+      .def("check", &Engine::check)
+      .def("abandon", &Engine::abandon, nb::arg("why"), WithoutGil())
+      .def("close", &Engine::close, WithoutGil())
+      .def_prop_ro("rank", &Engine::rank)
+      .def_prop_ro("num_ranks", &Engine::num_ranks)
+      .def_prop_ro("num_nodes", [](const Engine& engine) { return engine.topology().num_nodes(); })
+      .def_prop_ro("ids_out_of_range", &Engine::ids_out_of_range);
+}
+
+}  // namespace anyep::python

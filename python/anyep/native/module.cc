@@ -1,0 +1,16 @@
+// anyep._native: the C++ interface, header by header. Importing it starts nothing and touches no device.
+#include "native.h"
+
+NB_MODULE(_native, module) {
+  using namespace anyep::python;
+  module.doc() = "The C++ interface of AnyEP. Use the anyep package; this module has no stable names.";
+  bind_error(module);
+  bind_types(module);
+  bind_config(module);
+  bind_bootstrap(module);
+  bind_plan(module);
+  bind_event(module);
+  bind_handle(module);
+  bind_engine(module);
+  bind_workload(module);
+}
