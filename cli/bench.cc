@@ -29,6 +29,7 @@ struct BenchOptions {
   std::string dtype = "both", memory = "both", profile = "uniform", trace, write_trace;
   std::uint64_t seed = 1;
   std::int64_t most_pair_tokens = 128;
+  std::vector<double> late_us;
   bool threads = false, processes = false, json = false, quiet = false;
 };
 
@@ -73,7 +74,16 @@ std::vector<FigureSpec> figures_of(const BenchOptions& options, std::int64_t tok
   if (wants(options.ops, "pair") && tokens <= options.most_pair_tokens) {
     for (const bench::RowType type : types) figures.push_back({tokens, BenchOp::kPair, type, bench::Memory::kCaller});
   }
-  return figures;
+  // Beside each other, so that both meet the same state of the machine.
+  std::vector<FigureSpec> with_late;
+  for (const FigureSpec& aligned : figures) {
+    with_late.push_back(aligned);
+    for (const double late_us : options.late_us) {
+      with_late.push_back(aligned);
+      with_late.back().late_us = late_us;
+    }
+  }
+  return with_late;
 }
 
 SweepOptions sweep_options(const BenchOptions& options, const std::string& routing) {
@@ -120,6 +130,7 @@ void print_table(const SweepOptions& sweep, const SweepResult& result) {
                {"dtype", "of dispatched rows", true},
                {"op", "dispatch: with routing; dispatch_cached: without; pair: low-latency dispatch and combine", true},
                {"memory", "where dispatch's output or combine's input lies", true},
+               {"late", "us by which one rank, each in turn, calls later than the others"},
                {"us p50", "slowest rank, median"},
                {"us p99", "slowest rank, 99th percentile"},
                {"algbw", "GB/s of rows at the busiest rank, its own included"},
@@ -129,8 +140,8 @@ void print_table(const SweepOptions& sweep, const SweepResult& result) {
   for (const bench::Figure& figure : result.figures) {
     table.add({std::to_string(figure.tokens), std::to_string(figure.hidden), std::to_string(figure.topk),
                std::to_string(figure.experts), figure.dtype, figure.op, figure.memory.empty() ? "-" : figure.memory,
-               number(figure.us_p50), number(figure.us_p99), optional_number(figure.logical_gbs()),
-               optional_number(figure.wire_gbs()),
+               figure.late_us > 0 ? number(figure.late_us) : "-", number(figure.us_p50), number(figure.us_p99),
+               optional_number(figure.logical_gbs()), optional_number(figure.wire_gbs()),
                figure.share() ? fmt::format("{:.0f} %", *figure.share() * 100) : "-",
                sweep.check ? std::to_string(figure.wrong) : "N/A"});
   }
@@ -189,6 +200,9 @@ void add_options(CLI::App& app, BenchOptions& options) {
   app.add_option("--write-trace", options.write_trace, "write the routing of the last size to this file");
   app.add_option("--most-pair-tokens", options.most_pair_tokens, "pairs are measured up to this many tokens")
       ->capture_default_str();
+  app.add_option("--late", options.late_us, "also with one rank, each in turn, late by so many microseconds: 10,50")
+      ->delimiter(',')
+      ->check(CLI::Range(0.1, 1e6));
   auto* const threads = app.add_flag("--threads", options.threads, "ranks are threads of one process");
   app.add_flag("--processes", options.processes, "ranks are processes (this is the default)")->excludes(threads);
   app.add_flag("--json", options.json, "print JSON lines in the record format (bench/METRICS.md)");
@@ -209,6 +223,7 @@ Command add_bench(CLI::App& parent) {
       "Examples:\n"
       "  anyep bench --ranks 2 --op dispatch,combine -b 4096 -e 4096\n"
       "  anyep bench --ranks 2 --op pair -b 1 -e 128 -f 2 --dtype fp8 --json\n"
+      "  anyep bench --ranks 2 --op pair -b 8 -e 128 -f 4 --late 10,50\n"
       "  anyep bench --model kimi-k2 --profile lognormal:1.1 --write-trace routing.txt\n"
       "Exit codes: 0 measured, 1 a wrong value, 2 bad arguments, 3 an engine failed or a rank died.");
   return {app, [options] { return measure(*options); }};

@@ -69,6 +69,7 @@ struct Timed {
   int figure = 0;
   bool cold = true;
   int repeats = 1;
+  double late_us = 0;
   std::function<void()> call;
   std::function<std::int64_t()> wrong;
 };
@@ -97,6 +98,7 @@ class BatchRun {
   bench::HighThroughputCase& high_throughput(bench::RowType type, bench::Memory memory);
   const bench::HighThroughputData& data(bench::RowType type);
   void check();
+  double time(const Timed& timed, int iteration);
 
   const SweepOptions& options_;
   const workload::Batch& batch_;
@@ -107,8 +109,8 @@ class BatchRun {
   bench::RandomContent content_;
   std::map<bench::RowType, std::unique_ptr<bench::HighThroughputData>> data_;
   std::map<std::pair<bench::RowType, bench::Memory>, std::unique_ptr<bench::HighThroughputCase>> cases_;
-  std::vector<std::unique_ptr<bench::LowLatencyData>> pair_data_;
-  std::vector<std::unique_ptr<bench::LowLatencyCase>> pair_cases_;
+  std::map<bench::RowType, std::unique_ptr<bench::LowLatencyData>> pair_data_;
+  std::map<bench::RowType, std::unique_ptr<bench::LowLatencyCase>> pair_cases_;
   std::vector<Timed> timed_;
 };
 
@@ -131,6 +133,7 @@ void BatchRun::add(int figure) {
   const bench::HighThroughputData& of = data(spec.type);
   Timed timed;
   timed.figure = figure;
+  timed.late_us = spec.late_us;
   if (spec.op == BenchOp::kCombine) {
     timed.call = [&one] { one.combine(); };
     timed.wrong = [&one] { return one.wrong_combine(); };
@@ -146,11 +149,14 @@ void BatchRun::add(int figure) {
 
 void BatchRun::add_pair(int figure, const FigureSpec& spec) {
   const Wire wire = spec.type == bench::RowType::kFP8 ? Wire::kFP8 : Wire::kBF16;
-  pair_data_.push_back(std::make_unique<bench::LowLatencyData>(batch_, rank_, options_.model.hidden, wire, content_));
-  pair_cases_.push_back(std::make_unique<bench::LowLatencyCase>(engine_, *pair_data_.back()));
-  bench::LowLatencyCase* const one = pair_cases_.back().get();
+  auto& data = pair_data_[spec.type];
+  auto& slot = pair_cases_[spec.type];
+  if (!data) data = std::make_unique<bench::LowLatencyData>(batch_, rank_, options_.model.hidden, wire, content_);
+  if (!slot) slot = std::make_unique<bench::LowLatencyCase>(engine_, *data);
+  bench::LowLatencyCase* const one = slot.get();
   Timed timed;
   timed.figure = figure;
+  timed.late_us = spec.late_us;
   timed.cold = false;
   timed.repeats = kPairsPerIteration;
   timed.call = [one] {
@@ -159,7 +165,7 @@ void BatchRun::add_pair(int figure, const FigureSpec& spec) {
   };
   timed.wrong = [one] { return one->wrong_dispatch() + one->wrong_combine(); };
   timed_.push_back(std::move(timed));
-  board_.add(rank_, series_.wire_rows(figure), static_cast<double>(pair_data_.back()->wire_rows()));
+  board_.add(rank_, series_.wire_rows(figure), static_cast<double>(data->wire_rows()));
 }
 
 void BatchRun::check() {
@@ -171,16 +177,27 @@ void BatchRun::check() {
   }
 }
 
+/// The clocks of all ranks start at the barrier: the late rank's lateness is in its time, and in its peers' as far as they
+/// wait for it.
+double BatchRun::time(const Timed& timed, int iteration) {
+  const bool late = timed.late_us > 0 && iteration % engine_.num_ranks() == rank_;
+  engine_.barrier();
+  const double start = bench::now_us();
+  for (int repeat = 0; repeat < timed.repeats; ++repeat) {
+    for (const double before = bench::now_us(); late && bench::now_us() - before < timed.late_us;) {
+    }
+    timed.call();
+  }
+  return (bench::now_us() - start) / timed.repeats;
+}
+
 void BatchRun::run(bench::CacheFlush& flush, bench::MemoryCopy& copy) {
   check();
   const bool cold = std::any_of(timed_.begin(), timed_.end(), [](const Timed& timed) { return timed.cold; });
   for (int i = -options_.warm_up; i < options_.iterations; ++i) {
     for (const Timed& timed : timed_) {
       if (timed.cold) flush.run();
-      engine_.barrier();
-      const double start = bench::now_us();
-      for (int repeat = 0; repeat < timed.repeats; ++repeat) timed.call();
-      const double us = (bench::now_us() - start) / timed.repeats;
+      const double us = time(timed, i + options_.warm_up);
       if (i >= 0) board_.add(rank_, series_.time(timed.figure), us);
     }
     for (int method = 0; cold && method < bench::MemoryCopy::kNumMethods; ++method) {
@@ -219,6 +236,7 @@ bench::Figure figure_of(const SweepOptions& options, int index, const Board& boa
   figure.experts = options.batches.front().num_experts;
   figure.ranks = options.team.num_ranks;
   figure.routing = options.routing;
+  figure.late_us = spec.late_us;
   figure.us_p50 = bench::median(us);
   figure.us_p99 = bench::percentile(us, 99);
   figure.iterations = static_cast<std::int64_t>(us.size());

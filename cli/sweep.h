@@ -22,6 +22,7 @@ struct FigureSpec {
   BenchOp op = BenchOp::kDispatch;
   bench::RowType type = bench::RowType::kBF16;
   bench::Memory memory = bench::Memory::kWindow;  ///< of high throughput
+  double late_us = 0;                             ///< one rank, another in each iteration, calls so much later
 };
 
 struct SweepOptions {

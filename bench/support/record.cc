@@ -63,6 +63,7 @@ std::string to_json_line(const Figure& figure, const Machine& machine) {
                {"graph", false},
                {"routing", figure.routing}};
   if (!figure.memory.empty()) line["memory"] = figure.memory;
+  if (figure.late_us > 0) line["late_us"] = figure.late_us;
   line["logical_gbs"] = rounded(figure.logical_gbs());
   line["share"] = rounded(figure.share());
   line["wire_rows"] = figure.wire_rows;

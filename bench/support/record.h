@@ -18,6 +18,7 @@ struct Figure {
   std::int64_t tokens = 0, hidden = 0;
   int topk = 0, experts = 0, ranks = 0, threads = 1;
   std::string routing;  ///< "uniform:1"
+  double late_us = 0;   ///< one rank is late by this much
   double us_p50 = 0, us_p99 = 0;
   std::int64_t iterations = 0;
   std::int64_t wire_rows = 0, logical_rows = 0, row_bytes = 0;  ///< logical_rows = 0: rates are not meaningful

@@ -8,9 +8,11 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -80,6 +82,7 @@ TEST_F(Cli, BadArgumentsGiveCodeTwoAndSayWhy) {
         Case{"run --threads --processes", "excludes"}, Case{"plan --hidden 12", "--hidden"},
         Case{"plan --experts 4 --topk 8", "--topk"}, Case{"plan --rows-bytes 5X", "--rows-bytes"},
         Case{"plan --op fly", "fly"}, Case{"bench -b 8 -e 4", "-e"}, Case{"bench --op nothing", "nothing"},
+        Case{"bench --late 0", "--late"}, Case{"bench --late soon", "--late"},
         Case{"bench --profile unknown", "unknown"}, Case{"bench --trace missing.txt", "missing.txt"},
         Case{"layout --dtype int3", "int3"}, Case{"info --colour", "--colour"}}) {
     const Outcome outcome = run(one.arguments);
@@ -178,6 +181,33 @@ TEST_F(Cli, BenchWritesRecordsAndReplaysTraces) {
   ASSERT_EQ(replay.code, 0) << replay.err;
   EXPECT_EQ(Json::parse(replay.out).at("tokens"), 16);
   EXPECT_EQ(read_file(folder_ / "again.txt"), read_file(folder_ / "routing.txt"));
+}
+
+// Rule 8.8 of the measurements: one case with late ranks beside the aligned one.
+TEST_F(Cli, BenchMeasuresLateRanksBesideAlignedOnes) {
+  constexpr double kLate = 20'000;
+  const Outcome outcome = run(std::string("bench --json -n 2 -w 0 -b 4 -e 4 --op combine,pair --dtype bf16 ") +
+                              "--memory caller --late 10,20000 " + kSmall);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  std::map<std::string, std::vector<Json>> of_op;
+  std::istringstream lines(outcome.out);
+  for (std::string line; std::getline(lines, line);) {
+    const Json record = Json::parse(line);
+    EXPECT_EQ(record.at("wrong"), 0) << line;
+    of_op[record.at("op")].push_back(record);
+  }
+  for (const char* op : {"combine", "pair"}) {
+    const std::vector<Json>& records = of_op[op];
+    ASSERT_EQ(records.size(), 3u) << op;
+    EXPECT_FALSE(records[0].contains("late_us")) << records[0].dump();
+    EXPECT_EQ(records[1].at("late_us"), 10);
+    EXPECT_EQ(records[2].at("late_us"), kLate);
+    EXPECT_GE(records[2].at("us_p50"), kLate) << "in every operation, also in each of a loop of pairs";
+  }
+  EXPECT_LT(of_op["pair"][0].at("us_p50"), of_op["pair"][2].at("us_p50"));
+  const Outcome table = run(std::string("bench -n 1 -w 0 -b 4 -e 4 --op combine --late 10 ") + kSmall);
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_THAT(table.out, HasSubstr("late"));
 }
 
 TEST_F(Cli, BenchTakesEveryKindOfProfile) {
