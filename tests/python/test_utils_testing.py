@@ -154,3 +154,40 @@ def test_empty_suppress_changes_nothing(capsys):
     with testing.empty_suppress():
         print("seen")
     assert capsys.readouterr().out == "seen\n"
+
+
+class Device:
+    """Stands for torch.cuda where there is none: notes the order of what is asked of it. Its clock ticks at each event."""
+
+    def __init__(self):
+        self.seen = []
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing=False):
+                assert enable_timing
+
+            def record(self):
+                device.seen.append("event")
+                self.time_ms = float(len(device.seen))
+
+            def elapsed_time(self, end):
+                return end.time_ms - self.time_ms
+
+        self.Event = Event
+
+    def is_available(self):
+        return True
+
+    def synchronize(self):
+        self.seen.append("wait")
+
+
+def test_bench_on_a_gpu_takes_events_around_the_call_alone(monkeypatch):
+    device = Device()
+    monkeypatch.setattr(testing.torch, "cuda", device)
+    times = testing.bench(lambda: device.seen.append("call"), num_warmups=1, num_tests=2,
+                          post_fn=lambda: device.seen.append("after"), flush_l2=False)
+    once = ["event", "call", "event", "after"]
+    assert device.seen == ["call", "wait", *once, *once, "wait"]
+    assert times == pytest.approx((2e-3, 2e-3, 2e-3))  # two ticks of a millisecond, in seconds
