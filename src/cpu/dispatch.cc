@@ -33,7 +33,7 @@ using core::kStreamDispatch;
 constexpr std::int64_t kTokensPerLook = 16;
 /// Ops that move less than this keep their rows in the cache: the reader comes next (L2 of 1 MiB and more). Larger ops write
 /// around it, staging too: lines that two cores exchange through a cache that is full of other data cost three times as much
-/// (bench/results, 2026-11-25: 31 against 10 ms).
+/// (bench/METRICS.md, "What bounds the CPU backend").
 constexpr std::int64_t kStreamFromBytes = 1 << 20;
 
 constexpr std::uint16_t kCode = protocol::make_code(kStreamDispatch, 0);
