@@ -87,10 +87,7 @@ def draw_curves(grid: Sequence[Sequence[Optional[Panel]]], lines: Sequence[str],
                 axis.set_visible(False)
                 continue
             _draw_panel(axis, panel, styles, (number, unit))
-        for row in axes:
-            row[0].set_ylabel(f"time per call, {unit[1]}" if what == "time" else "wire rate, GB/s")
-        for axis in axes[-1]:
-            axis.set_xlabel("tokens per rank")
+        _label_axes(axes, f"time per call, {unit[1]}" if what == "time" else "wire rate, GB/s")
         _titles(figure, lines)
         return _save(figure, paths, lines[0])
 
@@ -122,6 +119,20 @@ def _scale_axes(axes: Any, drawn: Sequence[Series], what: str) -> Tuple[float, s
     else:  # rates start at zero: lengths compare
         axis.set_ylim(0, max(values) / unit[0] * 1.08)
     return unit
+
+
+def _label_axes(axes: Any, quantity: str) -> None:
+    """Names the axes at the left and lower rim; where a panel is missing there, its neighbour is the rim."""
+    for row in axes:
+        first = next((axis for axis in row if axis.get_visible()), None)
+        if first is not None:
+            first.set_ylabel(quantity)
+            first.tick_params(labelleft=True)
+    for column in axes.T:
+        last = next((axis for axis in column[::-1] if axis.get_visible()), None)
+        if last is not None:
+            last.set_xlabel("tokens per rank")
+            last.tick_params(labelbottom=True)
 
 
 def _log_locator() -> Any:

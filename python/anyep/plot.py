@@ -25,7 +25,7 @@ Record = Dict[str, Any]
 
 OPERATIONS = {
     "dispatch": "dispatch",
-    "dispatch_cached": "dispatch, cached routing",
+    "dispatch_cached": "dispatch, cached",
     "combine": "combine",
     "pair": "pair: dispatch + combine",
     "dispatch_send": "dispatch, send half",
@@ -33,6 +33,7 @@ OPERATIONS = {
     "combine_send": "combine, send half",
     "combine_recv": "combine, receive half",
 }
+KINDS = {"ht": "high throughput", "ll": "low latency"}
 # What makes a figure; of several records of one figure the last counts, as in bench/compare.py.
 FIGURE = ("op", "kind", "dtype", "memory", "api", "tokens", "hidden", "topk", "experts", "ranks", "sms", "routing", "graph",
           "gpu", "count")
@@ -108,8 +109,13 @@ def latency(records: Sequence[Record], out: Path) -> List[pathlib.Path]:
     """
     figures = _figures("latency", records, lambda record: record.get("us_p50"))
     panels = _panels(figures, lambda figure: (figure["us_p50"], figure.get("us_p99")), _time_floor)
+    floor = ""
+    if any(figure.get("steps_us") for figure in figures):
+        floor = "two steps of the link"
+    elif any(_time_floor(figure, "") for figure in figures):
+        floor = "the bytes on the wire at the ceiling's rate"
     lines = [f"Time per call: AnyEP{_against(figures)}", _subtitle(figures),
-             "Line: median; band: up to p99; floor: the bytes on the wire at the ceiling's rate." + _memory_words(figures)]
+             "Line: median; band: up to p99" + (f"; floor: {floor}." if floor else ".") + _memory_words(figures)]
     return draw_curves(panels, lines, "time", out)
 
 
@@ -202,19 +208,23 @@ Panel = Tuple[str, List[Series]]
 
 
 def _panels(figures: List[Record], value: Callable, limit: Callable) -> List[List[Optional[Panel]]]:
-    """A grid: rows by kind and ranks, columns by operation in the order of OPERATIONS; None where nothing was measured."""
+    """A grid: a row for every kind and number of ranks, its columns the operations of that kind in the order of OPERATIONS;
+    None where nothing was measured."""
     heads = sorted({(figure.get("kind") or "", figure["ranks"]) for figure in figures})
-    operations = [op for op in OPERATIONS if any(figure["op"] == op for figure in figures)]
+    several = len({kind for kind, _ in heads}) > 1
     names = _Names(figures)
     grid: List[List[Optional[Panel]]] = []
     for kind, ranks in heads:
+        operations = [op for op in OPERATIONS if any((f.get("kind") or "", f["op"]) == (kind, op) for f in figures)]
         row: List[Optional[Panel]] = []
         for op in operations:
             mine = [f for f in figures if (f.get("kind") or "", f["ranks"], f["op"]) == (kind, ranks, op)]
             title = f"{OPERATIONS[op]}, {ranks} {'rank' if ranks == 1 else 'ranks'}"
+            title += f", {KINDS.get(kind, kind)}" if several and kind else ""
             row.append((title, _curves(mine, names, value, limit)) if mine else None)
         grid.append(row)
-    return grid
+    width = max(len(row) for row in grid)
+    return [row + [None] * (width - len(row)) for row in grid]
 
 
 class _Names:
@@ -305,6 +315,7 @@ def _subtitle(figures: List[Record]) -> str:
         parts.append(processor[4:] if cores else processor)
         if common("count"):
             parts[0] += f", {common('count')} cores" if cores else f" x {common('count')}"
+    parts += [KINDS.get(common("kind"), str(common("kind")))] if common("kind") else []
     parts += [_say(field, common(field)) for field in ("hidden",) if common(field)]
     if common("topk") and common("experts"):
         parts.append(f"top-{common('topk')} of {common('experts')} experts")

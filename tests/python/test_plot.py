@@ -108,7 +108,15 @@ def test_panels_by_operation_and_ranks(tmp_path):
     for title in ("dispatch, 2 ranks", "combine, 2 ranks", "dispatch, 4 ranks"):
         assert title in text
     assert "combine, 4 ranks" not in text
+    assert text.count("tokens per rank") == 2 and text.count("4,096") == 2  # also under the panel above the missing one
     assert len(curves(path, "ours")) == 3
+
+
+def test_kinds_are_named(tmp_path):
+    path, = plot.latency(sweep(), tmp_path / "a.svg")
+    assert "high throughput" in text_of(path)
+    path, = plot.latency(sweep() + sweep(op="pair", kind="ll"), tmp_path / "a.svg")
+    assert "pair: dispatch + combine, 2 ranks, low latency" in text_of(path)
 
 
 def test_gpu_records_with_pattern_and_peers_by_sms(tmp_path):
