@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyep import plot
+from anyep import plot, workload
 from anyep._charts import spread
 from anyep.errors import ArgumentError
 
@@ -160,6 +160,20 @@ def test_load_counts_choices_and_rows(tmp_path):
         assert label in text, label
     source = path.read_text(encoding="utf-8")
     assert source.count('id="experts-of-rank-0"') == 3 and source.count('id="experts-of-rank-1"') == 2
+
+
+@pytest.mark.parametrize("num_experts, num_ranks", [(64, 4), (10, 4)])
+def test_load_agrees_with_the_library(tmp_path, num_experts, num_ranks):
+    batch = workload.generate("lognormal:1.1", num_experts=num_experts, top_k=3, num_ranks=num_ranks, tokens_per_rank=200)
+    realised = batch.measure()
+    path, = plot.load(batch.experts, num_experts, num_ranks, tmp_path / "a.svg")
+    text = text_of(path).split(" | ")
+    for count in (*realised.pairs_per_rank, *realised.rows_per_rank):
+        assert f"{count:,}" in text
+    for label in (f"choices (compute): max {realised.rank_pairs_max_over_mean:.2f} x mean",
+                  f"rows (network): max {realised.rank_rows_max_over_mean:.2f} x mean"):
+        assert label in text
+    assert any(f"= {realised.expert_max_over_mean:.2f} x mean" in label for label in text)
 
 
 @pytest.mark.parametrize("shape, num_experts, num_ranks", [((0, 2), 4, 2), ((3, 0), 4, 2), ((4, 1), 2, 5), ((9, 2), 64, 32)])
