@@ -17,10 +17,12 @@ except ImportError as error:
 from .arrays import Typed
 from .bootstrap import (Bootstrap, LocalGroup, as_bootstrap, from_callback, from_mpi, from_torch, run_processes,
                         run_threads)
-from .engine import (Combined, Dispatched, Engine, Event, Handle, LowLatency, Rows, Slabs, Tuning)
+from .engine import Engine, Event, LowLatency, Tuning
 from .errors import (ArgumentError, CapacityError, DeviceError, Error, MismatchError, PeerDeadError, PeerTimeoutError,
                      ResourceError, StateError, UnsupportedError)
+from .handle import Handle
 from .plan import low_latency_bytes, plan
+from .rows import Combined, Dispatched, Rows, Slabs
 
 __version__: str = _native.VERSION
 DTYPES = tuple(_native.DTYPES)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import collections
 import logging
-from typing import Any, Deque, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Deque, List, Optional, Sequence, Tuple
 
 from . import _native
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, argument_error
+from .handle import Handle
+from .rows import Combined, Dispatched, Rows, Slabs, ordinary_rows, swapped
 
 Event = _native.Event
 Tuning = _native.Tuning
@@ -28,88 +30,6 @@ _log_waits = _native.log_waits
 def _forward_log() -> None:
     for level, line in _native.take_log():
         logger.log(_LEVELS[level], line)
-
-
-class Rows(NamedTuple):
-    """Rows of one rank; what is not needed stays None."""
-
-    x: Any  #: [n, hidden]
-    scales: Any = None  #: [n, num_scales] float32 or int32
-    experts: Any = None  #: [n, top_k]; received: local ids, -1 = hosted elsewhere
-    weights: Any = None  #: [n, top_k] float32; received: 0 where experts is -1
-    extra: Tuple[Any, ...] = ()  #: [n, any] each: opaque bytes that travel with the row
-
-
-class Dispatched(NamedTuple):
-    rows: Rows
-    event: Event
-
-
-class Combined(NamedTuple):
-    x: Any  #: [num_tokens, hidden]
-    weights: Any  #: [num_tokens, any] float32, or None
-    event: Event
-
-
-class Slabs(NamedTuple):
-    """The packed per-expert form of low latency."""
-
-    x: Any  #: [L, S, hidden] bfloat16 or float8_e4m3fn
-    scales: Any  #: fp8: [L, S, ceil(hidden/128)] float32; ue8m0: [L, S, ceil(hidden/512)] int32; token fastest; else None
-    counts: Any  #: [L] int32: valid leading rows of each expert; all other rows are garbage
-    source: Any  #: [L, S] int32: the row's token on its source rank
-    range: Any  #: [L, R] int64: (begin << 32) | count of each source's rows
-
-
-class Handle:
-    """What ``route`` learned: serves any number of calls, in any order, at any later time. Values only."""
-
-    __slots__ = ("_native", "_keep", "top_k")
-
-    def __init__(self, native: Any, keep: Tuple[Any, ...] = (), top_k: int = 0) -> None:
-        self._native = native
-        self._keep = keep
-        self.top_k = top_k
-
-    @classmethod
-    def adopt(cls, num_ranks: int, rank: int, rows_until: Any, place: Any, source: Any, tokens: Any) -> "Handle":
-        """From arrays that a caller kept (see ``arrays``); copies them. ArgumentError: malformed or inconsistent arrays."""
-        op = "adopt"
-        return cls(_native.Handle.adopt(num_ranks, rank, view(op, "rows_until", rows_until), view(op, "place", place),
-                                        view(op, "source", source), view(op, "tokens", tokens)))
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that this rank receives. Waits for the counts of all ranks."""
-        return self._native.num_rows()
-
-    @property
-    def num_tokens(self) -> int:
-        return self._native.num_tokens()
-
-    @property
-    def num_ranks(self) -> int:
-        return self._native.num_ranks()
-
-    def pairs_per_expert(self, alignment: int = 1) -> List[int]:
-        """Pairs received per local expert, each rounded up to ``alignment``. Waits; empty for an adopted handle."""
-        return self._native.pairs_per_expert(alignment)
-
-    def arrays(self, like: Any = None) -> Tuple[Any, Any, Any, Any]:
-        """Copies: rows_until int32 [R], place int32 [num_tokens, R] (row at that rank, -1 = not sent there), source int32
-        [num_rows], tokens int32 [R] (every source's number of tokens). Of the library of ``like`` (default: numpy)."""
-        library = library_of(like)
-        num_ranks = self.num_ranks
-        shapes = ((num_ranks,), (self.num_tokens, num_ranks), (self.num_rows,), (num_ranks,))
-        arrays = tuple(library.empty(shape, "int32") for shape in shapes)
-        self.copy_arrays(*arrays)
-        return arrays
-
-    def copy_arrays(self, rows_until: Any = None, place: Any = None, source: Any = None, tokens: Any = None) -> None:
-        """The same into the caller's dense int32 arrays; None leaves one out."""
-        op = "copy_arrays"
-        self._native.copy_arrays(optional_view(op, "rows_until", rows_until), optional_view(op, "place", place),
-                                 optional_view(op, "source", source), optional_view(op, "tokens", tokens))
 
 
 class LowLatency:
@@ -232,7 +152,7 @@ class Engine:
     def _rows_in_window(self, library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int,
                         scales_dtype: str) -> Rows:
         if num_rows == 0:
-            return _ordinary_rows(library, 0, hidden, dtype, num_scales, scales_dtype)
+            return ordinary_rows(library, 0, hidden, dtype, num_scales, scales_dtype)
         x, scales = _native.memories_of(self._native.make_rows(num_rows, hidden, code_of(dtype), num_scales))
         return Rows(library.over(x, (num_rows, hidden), dtype),
                     library.over(scales, (num_rows, num_scales), scales_dtype) if num_scales else None)
@@ -242,7 +162,7 @@ class Engine:
         try:
             return self._rows_in_window(library, num_rows, hidden, dtype, num_scales, scales_dtype)
         except CapacityError:
-            return _ordinary_rows(library, num_rows, hidden, dtype, num_scales, scales_dtype)
+            return ordinary_rows(library, num_rows, hidden, dtype, num_scales, scales_dtype)
 
     def dispatch(self, x: Any, handle: Handle, *, scales: Any = None, experts: Any = None, weights: Any = None,
                  extra: Sequence[Any] = (), out: Optional[Rows] = None, num_rows: Optional[int] = None, num_sms: int = 0,
@@ -386,7 +306,7 @@ class Engine:
         scales = None
         if wire != "bf16":
             columns, dtype = (-(-hidden // 128), "float32") if wire == "fp8" else (-(-hidden // 512), "int32")
-            scales = _swapped(library.empty((experts, columns, rows), dtype))
+            scales = swapped(library.empty((experts, columns, rows), dtype))
         return Slabs(x, scales, library.empty((experts,), "int32"), library.empty((experts, rows), "int32"),
                      library.empty((experts, self.num_ranks), "int64"))
 
@@ -515,13 +435,3 @@ class Engine:
         for _ in range(done):
             running.popleft()
         running.append((event, tensors))
-
-
-def _ordinary_rows(library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int, scales_dtype: str) -> Rows:
-    return Rows(library.empty((num_rows, hidden), dtype),
-                library.empty((num_rows, num_scales), scales_dtype) if num_scales else None)
-
-
-def _swapped(array: Any) -> Any:
-    """The last two dimensions exchanged: a view with the token fastest."""
-    return array.transpose(1, 2) if hasattr(array, "data_ptr") else array.transpose(0, 2, 1)
