@@ -59,8 +59,11 @@ class ANYEP_API Engine {
 
   Layout layout(const Shape&, const Routing&, StreamRef = {});  ///< local
   void barrier(StreamRef = {});                                 ///< of unmasked ranks
-  void masks(const TensorView& out, StreamRef = {});            ///< int32 [num_ranks], 1 = masked
-  void mask(int rank, StreamRef = {});                          ///< low latency only, local, Budget::masks
+  /// Instead of a collective call whose arguments the caller itself found wrong: takes the call's number and tells the
+  /// peers, which get kAborted with the text instead of waiting for this rank.
+  void refuse(Op op, const std::string& why);
+  void masks(const TensorView& out, StreamRef = {});  ///< int32 [num_ranks], 1 = masked
+  void mask(int rank, StreamRef = {});                ///< low latency only, local, Budget::masks
   void unmask(int rank, StreamRef = {});  ///< asks the peer; takes effect on both sides at a turn both agreed on
   TensorView memory(Mode, std::size_t offset, std::size_t bytes);  ///< a view of the engine's own payload memory
   /// While it is held, what memory() and combine_buffer() have shown stays mapped, also after close() and the engine's end.

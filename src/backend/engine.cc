@@ -161,6 +161,11 @@ void Engine::barrier(StreamRef) {
   core_->submit(call, options, [core = core_.get(), call] { core->backend->barrier(call); });
 }
 
+void Engine::refuse(Op op, const std::string& why) {
+  Core::Entry entry(*core_, name_of(op));
+  (void)core_->refused(core_->next_call(op, {}), Error(ErrorCode::kArgument, why));
+}
+
 /// @throws kState without Budget::masks, kArgument for a rank that cannot be masked.
 static void check_mask(const Engine::Core& core, const char* op, int rank) {
   if (!core.limits.budget.masks) core::throw_error(ErrorCode::kState, op, "the budget does not allow masks");

@@ -120,6 +120,26 @@ TEST(LeaveTest, AnExceptionThatUnwindsTheEngineReachesThePeersAsThreadsToo) {
   });
 }
 
+TEST(LeaveTest, PeersLearnOfACallThatTheCallerRefusesAndWhatAllRefuseHarmsNobody) {
+  const LocalGroup group(3);
+  std::atomic<int> done = 0;
+  LocalGroup::run_threads(3, [&](int rank) {
+    Engine engine = make_engine(group, rank);
+    Task task(3, rank);
+    engine.refuse(Op::kDispatch, "no list of tensors");
+    task.round(engine, 0);
+    if (rank == 1) {
+      engine.refuse(Op::kRoute, "x is a list");
+    } else {
+      const Error error = work_until_error(engine, task);
+      EXPECT_EQ(error.code, ErrorCode::kAborted) << error.what();
+      EXPECT_THAT(error.peers, ::testing::ElementsAre(1));
+      EXPECT_THAT(error.what(), HasSubstr("x is a list"));
+    }
+    for (++done; done < 3;) std::this_thread::sleep_for(1ms);  // an engine that goes tells the peers too
+  });
+}
+
 // ---- destructors -----------------------------------------------------------------------------------------------------
 
 std::int64_t time_of(const std::function<void()>& what) {
