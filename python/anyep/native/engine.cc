@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "native.h"
@@ -175,6 +176,9 @@ void bind_engine(nb::module_& module) {
            nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), WithoutGil())
       .def(
           "barrier", [](Engine& engine) { engine.barrier(); }, WithoutGil())
+      .def(
+          "refuse", [](Engine& engine, int op, const std::string& why) { engine.refuse(static_cast<Op>(op), why); },
+          nb::arg("op"), nb::arg("why"), WithoutGil())
       .def("masks", [](Engine& engine, const TensorView& out) { engine.masks(out); })
       .def(
           "mask", [](Engine& engine, int rank) { engine.mask(rank); }, WithoutGil())

@@ -1,7 +1,9 @@
+#include <anyep/error.h>
 #include <anyep/handle.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <string>
 
 #include "native.h"
 
@@ -41,12 +43,57 @@ Handle adopt(int num_ranks, int rank, const TensorView& rows_until, const Tensor
   return Handle::adopt(num_ranks, rank, arrays);
 }
 
+void must_be(bool right, const char* argument, const char* allowed) {
+  if (right) return;
+  Error error(ErrorCode::kArgument, std::string("adopt: ") + argument + " = another tensor, allowed: " + allowed);
+  error.op = "adopt";
+  error.argument = argument;
+  error.allowed = allowed;
+  throw error;
+}
+
+/// From the tensors of a V1 handle (specification 9.1), whose indices name them in errors: 0 = rows received from ranks
+/// 0..s in column `rank`, 1 = every source's number of tokens in column 0, 3 = source, with rows to spare where the host did
+/// not wait for their number, 4 = token_in_rank, 5 = place.
+Handle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const TensorView& tokens, const TensorView& source,
+                const TensorView& token_in_rank, const TensorView& place) {
+  const auto matrix = [](const TensorView& view, std::int64_t rows, std::int64_t columns) {
+    return view.shape.dims == 2 && view.shape[0] == rows && view.shape[1] == columns;
+  };
+  must_be(prefix.dtype == DType::kI32 && matrix(prefix, num_ranks, num_ranks), "handle[0]", "int32 [R, R]");
+  must_be(tokens.dtype == DType::kI32 && tokens.shape.dims == 2 && matrix(tokens, num_ranks, tokens.shape[1]) &&
+              tokens.shape[1] > 0,
+          "handle[1]", "int32 [R, C]");
+  must_be(place.dtype == DType::kI32 && place.shape.dims == 2 && matrix(place, place.shape[0], num_ranks) &&
+              place.is_dense(),
+          "handle[5]", "contiguous int32 [T, R]");
+  must_be(token_in_rank.dtype == DType::kBool && token_in_rank.shape == place.shape && token_in_rank.is_dense(),
+          "handle[4]", "contiguous bool [T, R]");
+  for (std::int64_t at = 0; at < place.num_elements(); ++at) {
+    must_be((token_in_rank.as<std::uint8_t>()[at] != 0) == (place.as<std::int32_t>()[at] >= 0), "handle[4]",
+            "true where handle[5] is not -1");
+  }
+  std::vector<std::int32_t> rows_until, counts;
+  for (std::int64_t s = 0; s < num_ranks; ++s) {
+    rows_until.push_back(prefix.as<std::int32_t>()[s * prefix.strides[0] + rank * prefix.strides[1]]);
+    counts.push_back(tokens.as<std::int32_t>()[s * tokens.strides[0]]);
+  }
+  TensorView cut = source;
+  if (cut.shape.dims == 1 && rows_until.back() >= 0)
+    cut.shape[0] = std::min<std::int64_t>(cut.shape[0], rows_until.back());
+  return Handle::adopt(num_ranks, rank,
+                       {TensorView::dense(rows_until.data(), DType::kI32, {num_ranks}), place, cut,
+                        TensorView::dense(counts.data(), DType::kI32, {num_ranks})});
+}
+
 }  // namespace
 
 void bind_handle(nb::module_& module) {
   nb::class_<Handle>(module, "Handle")
       .def_static("adopt", &adopt, nb::arg("num_ranks"), nb::arg("rank"), nb::arg("rows_until"), nb::arg("place"),
                   nb::arg("source"), nb::arg("tokens"))
+      .def_static("adopt_v1", &adopt_v1, nb::arg("num_ranks"), nb::arg("rank"), nb::arg("prefix"), nb::arg("tokens"),
+                  nb::arg("source"), nb::arg("token_in_rank"), nb::arg("place"))
       .def("num_rows", &Handle::num_rows, WithoutGil())
       .def("num_tokens", &Handle::num_tokens)
       .def("num_ranks", &Handle::num_ranks)
