@@ -1,0 +1,74 @@
+"""V1's flat handles: made from what the engine learned, and the engine's handle made from them by values alone."""
+
+from __future__ import annotations
+
+from typing import Any, List, NamedTuple, Sequence, Tuple
+
+import torch
+from anyep import _native
+from anyep.arrays import view
+
+from .calls import Method
+
+_View = _native.View
+_INT32: int = _native.DTYPES["int32"][0]
+_CPU = torch.device("cpu")
+_NUM_TENSORS = 6
+
+
+def _column(matrix: torch.Tensor, num_ranks: int, column: int) -> Any:
+    """Of a matrix made here, [num_ranks, num_ranks] int32."""
+    return _View(matrix.data_ptr() + 4 * column, _INT32, (num_ranks,), (num_ranks,))
+
+
+def make_handle(native: Any, rank: int, num_ranks: int, num_rows: int, is_token_in_rank: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+    """Specification 9.1. ``num_rows``: rows of the outputs; where they were not counted, [3] has rows to spare or lacks some."""
+    num_tokens = is_token_in_rank.shape[0]
+    prefix = torch.zeros((num_ranks, num_ranks), dtype=torch.int32, device=_CPU)
+    tokens = torch.empty((num_ranks, 1), dtype=torch.int32, device=_CPU)
+    source = torch.empty((max(num_rows, native.num_rows()),), dtype=torch.int32, device=_CPU)
+    place = torch.empty((num_tokens, num_ranks), dtype=torch.int32, device=_CPU)
+    native.copy_arrays(_column(prefix, num_ranks, rank), _View(place.data_ptr(), _INT32, (num_tokens, num_ranks)),
+                       _View(source.data_ptr(), _INT32, source.shape), _View(tokens.data_ptr(), _INT32, (num_ranks,)))
+    if source.shape[0] > num_rows:  # num_worst_tokens was too small, which the dispatch reports
+        source = source[:num_rows].clone()
+    return prefix, tokens, tokens, source, is_token_in_rank, place
+
+
+def adopt(method: Method, handle: Any, rank: int, num_ranks: int) -> Tuple[Any, int]:
+    """The engine's handle, and the rows that the tensors of this handle's dispatch have."""
+    if not isinstance(handle, (tuple, list)):
+        raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
+    if len(handle) != _NUM_TENSORS:
+        raise method.refuse("len(handle)", len(handle), f"{_NUM_TENSORS}, as dispatch returns")
+    prefix, tokens, _, source, token_in_rank, place = [view(method.name, f"handle[{i}]", tensor)
+                                                        for i, tensor in enumerate(handle)]
+    native = _native.Handle.adopt_v1(num_ranks, rank, prefix, tokens, source, token_in_rank, place)
+    return native, handle[3].shape[0]
+
+
+#: What the C++ library calls the tensors of a handle.
+HANDLE_NAMES = {"rows_until": "handle[0]", "tokens": "handle[1]", "source": "handle[3]", "place": "handle[5]"}
+
+
+class LowLatencyHandle(NamedTuple):
+    """Specification 9.3."""
+
+    source: torch.Tensor  #: recv_src_info
+    range: torch.Tensor  #: recv_layout_range
+    max_tokens: int
+    hidden: int
+    num_experts: int
+
+
+def low_latency_handle(method: Method, handle: Sequence[Any]) -> LowLatencyHandle:
+    if not isinstance(handle, (tuple, list)):
+        raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
+    if len(handle) != len(LowLatencyHandle._fields):
+        raise method.refuse("len(handle)", len(handle), f"{len(LowLatencyHandle._fields)}, as low_latency_dispatch returns")
+    numbers: List[int] = []
+    for index in (2, 3, 4):
+        if isinstance(handle[index], bool) or not isinstance(handle[index], int):
+            raise TypeError(f"handle[{index}] must be an int, got {type(handle[index]).__name__}")
+        numbers.append(handle[index])
+    return LowLatencyHandle(handle[0], handle[1], *numbers)

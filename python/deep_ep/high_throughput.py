@@ -1,0 +1,224 @@
+"""Dispatch and combine in V1's terms: views of the caller's tensors, outputs, handles."""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+from anyep import CapacityError, Event, _native
+from anyep.arrays import optional_view, view
+
+from .calls import Method
+from .config import Config
+from .events import EventHandle, EventOverlap, Previous, events_before
+from .handles import HANDLE_NAMES, adopt, make_handle
+
+Tensor = torch.Tensor
+_View = _native.View
+_CODES = {name: code for name, (code, _) in _native.DTYPES.items()}
+_CPU = torch.device("cpu")
+
+DISPATCH = Method("Buffer.dispatch", op="route", names={
+    **HANDLE_NAMES, "routing.experts": "topk_idx", "routing.weights": "topk_weights", "routing.ranks": "is_token_in_rank",
+    "routing.pairs_per_expert": "num_tokens_per_expert", "shape.num_experts": "num_tokens_per_expert.shape[0] (experts)",
+    "shape.top_k": "topk_idx.shape[1]", "top_k": "topk_idx.shape[1]", "x.x": "x", "x.scales": "scales",
+    "x.experts": "topk_idx", "x.weights": "topk_weights", "experts": "topk_idx", "weights": "topk_weights",
+    "ranks": "is_token_in_rank", "pairs_per_expert": "num_tokens_per_expert", "out.x": "recv_x",
+    "rows_bytes": "num_nvl_bytes", "budget.rows_bytes": "num_nvl_bytes", "options.num_sms": "config.num_sms",
+    "aligned_pairs_per_expert": "num_recv_tokens_per_expert_list", "alignment": "expert_alignment"})
+COMBINE = Method("Buffer.combine", op="combine", names={
+    **HANDLE_NAMES, "in.x": "x", "in.weights": "topk_weights", "weights": "topk_weights", "in.bias[0]": "bias[0]",
+    "in.bias[1]": "bias[1]", "out.x": "combined_x", "rows_bytes": "num_nvl_bytes", "budget.rows_bytes": "num_nvl_bytes",
+    "options.num_sms": "config.num_sms"})
+
+# The engine knows these as elements; whatever else travels as the bytes that it is.
+_ELEMENTS = {getattr(torch, name): _CODES[name] for name in
+             ("bfloat16", "float16", "float32", "float8_e4m3fn", "int8", "uint8")}
+
+
+def num_sms_of(method: Method, config: Optional[Config], default: int) -> int:
+    if config is None:
+        return default
+    if config.num_sms < 1:
+        raise method.refuse("config.num_sms", config.num_sms, "1 or more")
+    return config.num_sms
+
+
+def check_events(method: Method, previous_event: Previous, async_finish: bool, on_comm_stream: bool) -> List[Event]:
+    before = events_before(previous_event)
+    if on_comm_stream and (before is None or not async_finish):
+        raise method.refuse("allocate_on_comm_stream", True, "only with a previous_event that has an event and with async_finish")
+    return before or []
+
+
+def _finished(method: Method, event: Event, async_finish: bool) -> EventOverlap:
+    return EventOverlap(EventHandle._of(event, method) if async_finish else None)
+
+
+def unpack_bias(bias: Any) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    if bias is None or isinstance(bias, Tensor):
+        return bias, None
+    if isinstance(bias, (tuple, list)) and len(bias) == 2:
+        return bias[0], bias[1]
+    got = f"{type(bias).__name__} of {len(bias)}" if isinstance(bias, (tuple, list)) else type(bias).__name__
+    raise COMBINE.refuse("bias", got, "None, a tensor, or two of them in a tuple or list")
+
+
+class _Payload:
+    """x and its scales: views of them, and outputs of the same kind."""
+
+    __slots__ = ("x", "scales", "x_view", "scales_view", "code")
+
+    def __init__(self, x: Any) -> None:
+        scales = None
+        if isinstance(x, (tuple, list)):
+            if len(x) != 2:
+                raise DISPATCH.refuse("x", f"{type(x).__name__} of {len(x)}", "a tensor, or (data, scales)")
+            x, scales = x
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor or (data, scales), got {type(x).__name__}")
+        self.x = x
+        self.scales = scales
+        self.scales_view = optional_view("dispatch", "scales", scales)
+        self.code = _ELEMENTS.get(x.dtype)
+        if x.dtype == torch.float8_e4m3fn and scales is None:
+            self.code = _CODES["uint8"]  # V1 moves rows without looking at them; the engine would miss the scales
+        if self.code is not None and x.is_cpu and 0 < x.dim() <= 4:
+            self.x_view = _View(x.data_ptr(), self.code, x.shape, x.stride())
+        elif self.code is None and x.is_cpu and x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] <= 1):
+            self.x_view = _View(x.data_ptr(), _CODES["uint8"], (x.shape[0], x.shape[1] * x.element_size()),
+                                (x.stride(0) * x.element_size(), 1))
+        else:
+            self.x_view = view("dispatch", "x", x)  # says what is wrong, or leaves it to the engine
+
+    def outputs(self, native: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor], Any]:
+        """Rows in the window, where peers can put them at once, if there is room and the element type is the engine's."""
+        x, scales = self.x, self.scales
+        hidden = x.shape[-1]
+        if in_window and num_rows > 0 and self.code is not None and x.dim() == 2:
+            columns = scales.shape[1] if scales is not None and scales.dim() == 2 else 0
+            try:
+                memory, scales_memory = _native.memories_of(native.make_rows(num_rows, hidden, self.code, columns))
+            except CapacityError:
+                pass
+            else:
+                out = torch.frombuffer(memory, dtype=x.dtype).view(num_rows, hidden)
+                out_view = _View(memory.address, self.code, (num_rows, hidden))
+                if scales is None:
+                    return out, out_view, None, None
+                if columns > 0 and scales.element_size() == 4:
+                    out_scales = torch.frombuffer(scales_memory, dtype=scales.dtype).view(num_rows, columns)
+                    return out, out_view, out_scales, view("dispatch", "recv_scales", out_scales)
+        out = torch.empty((num_rows, hidden), dtype=x.dtype, device=_CPU)
+        if self.code is not None:
+            out_view = _View(out.data_ptr(), self.code, (num_rows, hidden))
+        else:
+            out_view = _View(out.data_ptr(), _CODES["uint8"], (num_rows, hidden * x.element_size()))
+        if scales is None:
+            return out, out_view, None, None
+        out_scales = torch.empty((num_rows, *scales.shape[1:]), dtype=scales.dtype, device=_CPU)
+        return out, out_view, out_scales, view("dispatch", "recv_scales", out_scales)
+
+
+class Send:
+    """One dispatch."""
+
+    __slots__ = ("engine", "num_sms", "after", "async_finish", "in_window")
+
+    def __init__(self, engine: Any, num_sms: int, after: List[Event], async_finish: bool, in_window: bool) -> None:
+        self.engine = engine
+        self.num_sms = num_sms
+        self.after = after
+        self.async_finish = async_finish
+        self.in_window = in_window
+
+    def cached(self, x: Any, handle: Any, topk_idx: Any, topk_weights: Any) -> Tuple[Any, None, None, None, None, EventOverlap]:
+        if topk_idx is not None or topk_weights is not None:
+            raise DISPATCH.refuse("topk_idx" if topk_idx is not None else "topk_weights", "a tensor", "None with a handle")
+        engine = self.engine
+        native, num_rows = adopt(DISPATCH, handle, engine.rank, engine.num_ranks)
+        payload = _Payload(x)
+        out, out_view, out_scales, out_scales_view = payload.outputs(engine._native, num_rows, self.in_window)
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
+                                        None, None, [], 0.0, self.num_sms, self.after, not self.async_finish)
+        if self.async_finish:
+            engine._hold(event, (x, out, out_scales, native))
+        received = out if out_scales is None else (out, out_scales)
+        return received, None, None, None, None, _finished(DISPATCH, event, self.async_finish)
+
+    def routed(self, x: Any, layout: Tuple[Any, Any, Any], topk_idx: Optional[Tensor], topk_weights: Optional[Tensor],
+               alignment: int, num_worst_tokens: int) -> Tuple[Any, ...]:
+        engine = self.engine
+        token_in_rank, pairs = self._check(layout, topk_idx, topk_weights, alignment, num_worst_tokens)
+        payload = _Payload(x)
+        ids_view = optional_view("dispatch", "topk_idx", topk_idx)
+        weights_view = optional_view("dispatch", "topk_weights", topk_weights)
+        top_k = 1 if topk_idx is None else topk_idx.shape[-1]
+        # The host waits for the counts also with num_worst_tokens: the handle's tensors hold them, and have no event.
+        native = engine._native.route(pairs.shape[0], top_k, ids_view, view("dispatch", "is_token_in_rank", token_in_rank),
+                                      view("dispatch", "num_tokens_per_expert", pairs), 0.0, self.after, True)
+        num_rows = num_worst_tokens or native.num_rows()
+        out, out_view, out_scales, out_scales_view = payload.outputs(engine._native, num_rows, self.in_window)
+        out_ids = out_weights = out_ids_view = out_weights_view = None
+        if topk_idx is not None and topk_weights is not None:
+            out_ids = torch.empty((num_rows, top_k), dtype=topk_idx.dtype, device=_CPU)
+            out_ids_view = view("dispatch", "recv_topk_idx", out_ids)
+            out_weights = torch.empty((num_rows, top_k), dtype=topk_weights.dtype, device=_CPU)
+            out_weights_view = view("dispatch", "recv_topk_weights", out_weights)
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, [], out_view,
+                                        out_scales_view, out_ids_view, out_weights_view, [], 0.0, self.num_sms, [],
+                                        not self.async_finish)
+        if self.async_finish:
+            engine._hold(event, (x, topk_idx, topk_weights, out, out_scales, out_ids, out_weights, native))
+        counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
+        handle = make_handle(native, engine.rank, engine.num_ranks, num_rows, token_in_rank)
+        received = out if out_scales is None else (out, out_scales)
+        return received, out_ids, out_weights, counts, handle, _finished(DISPATCH, event, self.async_finish)
+
+    def _check(self, layout: Tuple[Any, Any, Any], topk_idx: Any, topk_weights: Any, alignment: int,
+               num_worst_tokens: int) -> Tuple[Tensor, Tensor]:
+        """What only V1 asks for, and what the views below would not say in its words."""
+        counts, token_in_rank, pairs = layout
+        for name, tensor in (("num_tokens_per_rank", counts), ("is_token_in_rank", token_in_rank),
+                             ("num_tokens_per_expert", pairs)):
+            if tensor is None:
+                raise DISPATCH.refuse(name, None, "a tensor of get_dispatch_layout, or a handle")
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        num_ranks = self.engine.num_ranks
+        if counts.dtype != torch.int32 or counts.shape != (num_ranks,):
+            raise DISPATCH.refuse("num_tokens_per_rank", f"{counts.dtype} {list(counts.shape)}", f"torch.int32 [{num_ranks}]")
+        if pairs.dim() != 1:
+            raise DISPATCH.refuse("num_tokens_per_expert.shape", list(pairs.shape), "[number of experts]")
+        if (topk_idx is None) != (topk_weights is None):
+            missing = "topk_idx" if topk_idx is None else "topk_weights"
+            raise DISPATCH.refuse(missing, None, "both topk_idx and topk_weights, or neither")
+        if alignment < 1:
+            raise DISPATCH.refuse("expert_alignment", alignment, "1 or more")
+        if num_worst_tokens < 0:
+            raise DISPATCH.refuse("num_worst_tokens", num_worst_tokens, "0 or more")
+        if num_worst_tokens > 0 and topk_idx is None:
+            raise DISPATCH.refuse("num_worst_tokens", num_worst_tokens, "0 without topk_idx")
+        return token_in_rank, pairs
+
+
+def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int, after: List[Event],
+            async_finish: bool) -> Tuple[Tensor, Optional[Tensor], EventOverlap]:
+    native, num_rows = adopt(COMBINE, handle, engine.rank, engine.num_ranks)
+    x_view = view("combine", "x", x)
+    if x.shape[0] != num_rows:
+        raise COMBINE.refuse("x.shape[0]", x.shape[0], f"{num_rows}, the rows of the handle")
+    weights_view = optional_view("combine", "topk_weights", topk_weights)
+    bias_0, bias_1 = unpack_bias(bias)
+    num_tokens = native.num_tokens()
+    out = torch.empty((num_tokens, *x.shape[1:]), dtype=x.dtype, device=_CPU)
+    out_weights = None
+    if topk_weights is not None:
+        out_weights = torch.empty((num_tokens, *topk_weights.shape[1:]), dtype=topk_weights.dtype, device=_CPU)
+    event = engine._native.combine(native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0),
+                                   optional_view("combine", "bias[1]", bias_1), view("combine", "combined_x", out),
+                                   optional_view("combine", "combined_topk_weights", out_weights), 0.0, num_sms, after,
+                                   not async_finish)
+    if async_finish:
+        engine._hold(event, (x, topk_weights, bias_0, bias_1, out, out_weights, native))
+    return out, out_weights, _finished(COMBINE, event, async_finish)

@@ -1,0 +1,123 @@
+"""What ``Buffer.runtime`` is: the engine of the group and what V1's callers ask about it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Optional
+
+import torch
+from anyep import Engine, PeerDeadError, PeerTimeoutError, Tuning, UnsupportedError
+
+from .calls import Method
+
+logger = logging.getLogger("anyep")
+
+_CREATE = Method("Buffer", names={
+    "budget.rows_bytes": "num_nvl_bytes", "budget.low_latency_bytes": "num_rdma_bytes", "budget.masks": "enable_shrink",
+    "budget": "num_nvl_bytes and num_rdma_bytes"})
+_DESTROY = Method("Buffer.destroy")
+_VIEW = Method("Buffer.get_local_buffer_tensor")
+
+# The engine cuts its rings from its budget and refuses rows that a ring cannot hold. V1's sizes know nothing of that, so it
+# gets at least these; Buffer's attributes keep what the caller gave. All of it is address space until it is touched.
+_LEAST_ROWS_BYTES = 8 << 20  # of each rank: a turn of a ring has 1/32 of it, 256 KiB: a row of 65536 float32
+# V1's hint counts rows of experts, the engine rows of ranks, in pages and with the choices of every token: at hidden 128, top-32
+# and 4096 tokens a rank it needs 27 MiB for each rank more than the hint.
+_MORE_LOW_LATENCY_BYTES = 32 << 20
+_MAX_EXPERTS = 4096  # sizes a table of counts, 16 bytes for each
+_INT64_MAX = 2**63 - 1
+
+
+def _tuning() -> Tuning:
+    """V1's limit of 100 s, where the environment names no other."""
+    import os
+
+    tuning = Tuning.from_environment()
+    if "ANYEP_TIMEOUT_S" not in os.environ:
+        tuning.timeout_s = 100.0
+    return tuning
+
+
+class Runtime:
+    """The engine behind one Buffer."""
+
+    def __init__(self, group: Any, num_nvl_bytes: int, num_rdma_bytes: int, low_latency_mode: bool, masks: bool) -> None:
+        from anyep import as_bootstrap
+
+        self._engine: Optional[Engine] = None
+        self._num_bytes = (num_nvl_bytes, num_rdma_bytes)
+        self._viewed = False
+        bootstrap = as_bootstrap(group)
+        rows, low_latency = (min(given, _INT64_MAX) for given in self._num_bytes)  # too much is refused on every rank alike
+        if 0 <= rows < _LEAST_ROWS_BYTES * bootstrap.num_ranks:
+            rows = _LEAST_ROWS_BYTES * bootstrap.num_ranks
+        if low_latency_mode and 0 <= low_latency < 2**62:
+            low_latency += _MORE_LOW_LATENCY_BYTES * bootstrap.num_ranks
+        with _CREATE.call():
+            self._engine = Engine.create(bootstrap, rows_bytes=rows, low_latency_bytes=low_latency, max_experts=_MAX_EXPERTS,
+                                         masks=masks, tuning=_tuning())
+        self._rank, self._num_nodes = self._engine.rank, self._engine.num_nodes
+
+    def engine(self, method: Method) -> Engine:
+        if self._engine is None:
+            raise method.not_now("the Buffer is destroyed")
+        return self._engine
+
+    def is_available(self) -> bool:
+        """Until ``destroy``."""
+        return self._engine is not None
+
+    def get_num_rdma_ranks(self) -> int:
+        """Nodes of the group."""
+        return self._num_nodes
+
+    def get_rdma_rank(self) -> int:
+        """The node of this rank."""
+        return 0
+
+    def get_root_rdma_rank(self, global_: bool) -> int:
+        """V1's root of the ranks that share this rank's place in their nodes; on one node it is the rank itself."""
+        return self._rank if global_ else 0
+
+    def get_local_device_id(self) -> int:
+        """-1, as torch says of CPU tensors."""
+        return -1
+
+    def get_comm_stream(self) -> torch.cuda.Stream:
+        raise UnsupportedError("Buffer.get_comm_stream: CPU ranks have a queue and no CUDA stream. Use events.",
+                               op="get_comm_stream")
+
+    def get_local_buffer_tensor(self, dtype: torch.dtype, offset: int = 0, use_rdma_buffer: bool = False) -> torch.Tensor:
+        """1-D view of the payload memory from byte ``offset`` on."""
+        have = self._num_bytes[1 if use_rdma_buffer else 0]
+        engine = self.engine(_VIEW)
+        with _VIEW.call():
+            if not 0 <= offset <= have or offset % dtype.itemsize != 0:
+                raise _VIEW.refuse("offset", offset, f"0..{have} bytes, a multiple of the element's {dtype.itemsize}")
+            num_bytes = (have - offset) // dtype.itemsize * dtype.itemsize
+            if num_bytes == 0:
+                return torch.empty(0, dtype=dtype, device="cpu")
+            memory = engine.memory("low_latency" if use_rdma_buffer else "high_throughput", offset, num_bytes)
+        if not use_rdma_buffer:
+            self._viewed = True
+        return torch.frombuffer(memory, dtype=dtype)
+
+    def rows_in_window(self) -> bool:
+        """May results lie in the payload memory? Not once the caller has a view of it, and may zero what lies there."""
+        return not self._viewed
+
+    def destroy(self) -> None:
+        """Waits for the peers at most the close limit; one that does not come is logged: everything local is released."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        with _DESTROY.call():
+            try:
+                engine.close()
+            except (PeerTimeoutError, PeerDeadError) as error:
+                logger.warning("Buffer.destroy: %s", error)
+
+    def forget(self) -> bool:
+        """Local: for the destructor. Was there an engine?"""
+        engine, self._engine = self._engine, None
+        return engine is not None
