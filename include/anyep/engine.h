@@ -65,7 +65,7 @@ class ANYEP_API Engine {
   void masks(const TensorView& out, StreamRef = {});  ///< int32 [num_ranks], 1 = masked
   void mask(int rank, StreamRef = {});                ///< low latency only, local, Budget::masks
   void unmask(int rank, StreamRef = {});  ///< asks the peer; takes effect on both sides at a turn both agreed on
-  TensorView memory(Mode, std::size_t offset, std::size_t bytes);  ///< a view of the engine's own payload memory
+  TensorView memory(Mode, std::size_t offset, std::size_t bytes);  ///< a view of own payload: the mode's whole budget
   /// While it is held, what memory() and combine_buffer() have shown stays mapped, also after close() and the engine's end.
   std::shared_ptr<const void> hold_memory();
 
