@@ -80,6 +80,11 @@ def _gloo_rank(rank: int, num_ranks: int, port: int, function: Callable[..., Any
 
 def run_gloo(num_ranks: int, function: Callable[..., Any], *args: Any) -> None:
     """``function(group, *args)`` in one process per rank; it must be importable. An exception of one is raised here."""
+    import multiprocessing
+
     import torch.multiprocessing as mp
 
-    mp.spawn(_gloo_rank, args=(num_ranks, free_port(), function, args), nprocs=num_ranks, join=True)
+    # A server that has imported torch and runs no thread is forked: torch is imported once, not by every rank.
+    multiprocessing.set_forkserver_preload(["torch.distributed", "deep_ep", "preload_clients"])
+    mp.start_processes(_gloo_rank, args=(num_ranks, free_port(), function, args), nprocs=num_ranks, join=True,
+                       start_method="forkserver")
