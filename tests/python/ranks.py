@@ -79,7 +79,8 @@ def _gloo_rank(rank: int, num_ranks: int, port: int, function: Callable[..., Any
 
 
 def run_gloo(num_ranks: int, function: Callable[..., Any], *args: Any) -> None:
-    """``function(group, *args)`` in one process per rank; it must be importable. An exception of one is raised here."""
+    """``function(group, *args)`` in one process per rank; it must be importable. An exception of one is raised here. The
+    environment is that of the first call."""
     import multiprocessing
 
     import torch.multiprocessing as mp
