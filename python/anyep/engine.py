@@ -170,8 +170,8 @@ class Engine:
         """Sends each token once to every rank that the handle names.
 
         Args:
-            x: [num_tokens, hidden], any element type, row bytes a multiple of 16. scales: [num_tokens, any] float32 or int32,
-                any strides. experts: [num_tokens, top_k] global ids and weights: [num_tokens, top_k] float32 travel with the
+            x: [num_tokens, hidden] bfloat16, float16, float32, int8 or uint8 (opaque bytes), or with scales float8_e4m3fn; row
+                bytes a multiple of 16. scales: [num_tokens, any] float32 or int32, any strides. experts: [num_tokens, top_k] global ids and weights: [num_tokens, top_k] float32 travel with the
                 rows; extra: further [num_tokens, any] tensors likewise.
             out: where to; default: new rows, in the window where there is room. num_rows: rows of a new ``out``; default: as
                 many as come, for which the call waits. Rows past the last have experts -1 and are otherwise unspecified.
