@@ -66,17 +66,22 @@ struct Trial {
   std::array<std::int64_t, kRanks> longest_ns{};
 };
 
+/// How a round ends; empty = well.
+std::string round_of(Engine& engine, Task& task, int salt) {
+  try {
+    task.round(engine, salt);
+  } catch (const Error& error) {
+    return name_of(error.code);
+  } catch (const std::runtime_error&) {
+    return "wrong";  // bits of payload cannot be told from others
+  }
+  return "";
+}
+
 std::string play(Engine& engine, Task& task, std::int64_t& longest_ns) {
   for (int salt = 0; salt < 30; ++salt) {
     const std::int64_t start = now_ns();
-    std::string end;
-    try {
-      task.round(engine, salt);
-    } catch (const Error& error) {
-      end = name_of(error.code);
-    } catch (const std::runtime_error&) {
-      end = "wrong";  // bits of payload cannot be told from others
-    }
+    const std::string end = round_of(engine, task, salt);
     longest_ns = std::max(longest_ns, now_ns() - start);
     if (!end.empty()) return end;
   }
@@ -110,9 +115,10 @@ void run(Trial& trial) {
     trial.windows[at] =
         engine.memory(Mode::kHighThroughput, 0, 1).as<std::byte>() - static_cast<std::ptrdiff_t>(layout.slots);
     Task task(kRanks, rank);
-    task.round(engine, 0);  // from here on the steady limit holds
+    // From its first op on the steady limit holds, which a busy machine may pass without a single flipped bit.
+    trial.ends[at] = round_of(engine, task, 0);
     ready.arrive_and_wait();
-    trial.ends[at] = play(engine, task, trial.longest_ns[at]);
+    if (trial.ends[at].empty()) trial.ends[at] = play(engine, task, trial.longest_ns[at]);
     // A rank that is content with wrong numbers leaves, as one whose checks failed would.
     if (trial.ends[at] == "wrong") engine.abandon("wrong numbers");
     over.arrive_and_wait();  // nobody flips in memory that is gone
