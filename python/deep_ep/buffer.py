@@ -68,9 +68,8 @@ class Buffer:
         self.enable_shrink = enable_shrink
         self.nvshmem_qp_depth = _qp_depth()
         self.runtime = Runtime(self.group, self.num_nvl_bytes, self.num_rdma_bytes, low_latency_mode, enable_shrink)
-        engine = self.runtime.engine(_LAYOUT)
-        self.rank: int = engine.rank
-        self.group_size: int = engine.num_ranks
+        self.rank: int = self.runtime.rank
+        self.group_size: int = self.runtime.num_ranks
 
     # ---- the end
 
@@ -90,15 +89,15 @@ class Buffer:
         except Exception:  # the interpreter may be half gone
             pass
 
-    def _engine(self, method: Method) -> Any:
-        if self.runtime is None:
+    def _alive(self, method: Method) -> Runtime:
+        if self.runtime is None or self.runtime.engine is None:
             raise method.not_now("the Buffer is destroyed")
-        return self.runtime.engine(method)
+        return self.runtime
 
-    def _low_latency_engine(self, method: Method) -> Any:
+    def _low_latency(self, method: Method) -> Runtime:
         if not self.low_latency_mode:
             raise method.not_now("the Buffer was made without low_latency_mode=True")
-        return self._engine(method)
+        return self._alive(method)
 
     def _note_ids(self, engine: Any) -> None:
         if not self._warned and engine._native.ids_out_of_range:
@@ -143,17 +142,12 @@ class Buffer:
 
     def get_comm_stream(self) -> torch.cuda.Stream:
         """UnsupportedError on CPU ranks."""
-        return self._runtime(_COMM_STREAM).get_comm_stream()
-
-    def _runtime(self, method: Method) -> Runtime:
-        self._engine(method)
-        assert self.runtime is not None
-        return self.runtime
+        return self._alive(_COMM_STREAM).get_comm_stream()
 
     def get_local_buffer_tensor(self, dtype: torch.dtype, size: Optional[torch.Size] = None, offset: int = 0,
                                 use_rdma_buffer: bool = False) -> Tensor:
         """View of the Buffer's own payload memory from **byte** ``offset`` on; may be zeroed while nothing is in flight."""
-        tensor = self._runtime(_VIEW).get_local_buffer_tensor(dtype, offset, use_rdma_buffer)
+        tensor = self._alive(_VIEW).get_local_buffer_tensor(dtype, offset, use_rdma_buffer)
         if size is None:
             return tensor
         count = math.prod(size)
@@ -176,12 +170,11 @@ class Buffer:
             num_tokens_per_rank int32 [R], None (one node), num_tokens_per_expert int32 [E], is_token_in_rank bool [T, R],
             event.
         """
-        engine = self._engine(_LAYOUT)
-        with _LAYOUT.call(engine):
+        with _LAYOUT.call(self._alive(_LAYOUT)) as engine:
             after = high_throughput.check_events(_LAYOUT, previous_event, async_finish, allocate_on_comm_stream)
             for event in after:
                 event.wait()
-            counts, pairs, token_in_rank = engine.layout(topk_idx, num_experts)
+            counts, pairs, token_in_rank = engine.layout(topk_idx, _LAYOUT.number("num_experts", num_experts))
             return counts, None, pairs, token_in_rank, EventOverlap(EventHandle() if async_finish else None)
 
     def dispatch(self, x: Union[Tensor, Tuple[Tensor, Tensor]], handle: Optional[Handle] = None,
@@ -210,12 +203,11 @@ class Buffer:
             float32 [N, K], count list of L ints, handle, event. Rows are ordered by (source rank, source token). Cached: only
             the first and the last are not None.
         """
-        engine = self._engine(high_throughput.DISPATCH)
-        with high_throughput.DISPATCH.call(engine):
+        with high_throughput.DISPATCH.call(self._alive(high_throughput.DISPATCH)) as engine:
             num_sms = high_throughput.num_sms_of(high_throughput.DISPATCH, config, Buffer.num_sms)
             after = high_throughput.check_events(high_throughput.DISPATCH, previous_event, async_finish,
                                                  allocate_on_comm_stream)
-            send = high_throughput.Send(engine, num_sms, after, async_finish, self.runtime.rows_in_window())
+            send = high_throughput.Send(engine, num_sms, after, async_finish, self.runtime)
             if handle is not None:
                 return send.cached(x, handle, topk_idx, topk_weights)
             layout = (num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
@@ -237,8 +229,7 @@ class Buffer:
         Returns:
             combined_x [T, H], combined_topk_weights float32 [T, any] or None, event.
         """
-        engine = self._engine(high_throughput.COMBINE)
-        with high_throughput.COMBINE.call(engine):
+        with high_throughput.COMBINE.call(self._alive(high_throughput.COMBINE)) as engine:
             num_sms = high_throughput.num_sms_of(high_throughput.COMBINE, config, Buffer.num_sms)
             after = high_throughput.check_events(high_throughput.COMBINE, previous_event, async_finish,
                                                  allocate_on_comm_stream)
@@ -286,17 +277,17 @@ class Buffer:
             recv_x bfloat16 [L, R*M, H], or (float8_e4m3fn, scales [L, R*M, ceil(H/128)] float32 or [L, R*M, ceil(H/512)]
             int32, token fastest); recv_count int32 [L]; handle; event; hook or None.
         """
-        engine = self._low_latency_engine(low_latency.DISPATCH)
-        with low_latency.DISPATCH.call(engine):
+        with low_latency.DISPATCH.call(self._low_latency(low_latency.DISPATCH)) as engine:
             low_latency.check_finish(low_latency.DISPATCH, async_finish, return_recv_hook)
             wire = low_latency.wire_of(use_fp8, round_scale, use_ue8m0)
+            max_tokens = low_latency.DISPATCH.number("num_max_dispatch_tokens_per_rank", num_max_dispatch_tokens_per_rank)
+            num_experts = low_latency.DISPATCH.number("num_experts", num_experts)
             sent = engine.low_latency_dispatch(
-                x, topk_idx, num_experts, num_max_dispatch_tokens_per_rank, wire=wire, round_scale=use_fp8 and round_scale,
-                hook=return_recv_hook, received=cumulative_local_expert_recv_stats, waited=dispatch_wait_recv_cost_stats,
-                wait=not async_finish)
+                x, topk_idx, num_experts, max_tokens, wire=wire, round_scale=use_fp8 and round_scale, hook=return_recv_hook,
+                received=cumulative_local_expert_recv_stats, waited=dispatch_wait_recv_cost_stats, wait=not async_finish)
             self._note_ids(engine)
             slabs = sent.result
-            handle = (slabs.source, slabs.range, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
+            handle = (slabs.source, slabs.range, max_tokens, x.shape[1], num_experts)
             event, hook = low_latency.finish(low_latency.DISPATCH, engine, sent, async_finish, return_recv_hook)
             return (slabs.x if slabs.scales is None else (slabs.x, slabs.scales)), slabs.counts, handle, event, hook
 
@@ -315,8 +306,7 @@ class Buffer:
         Returns:
             combined_x bfloat16 [T, H], event, hook or None.
         """
-        engine = self._low_latency_engine(low_latency.COMBINE)
-        with low_latency.COMBINE.call(engine):
+        with low_latency.COMBINE.call(self._low_latency(low_latency.COMBINE)) as engine:
             low_latency.check_finish(low_latency.COMBINE, async_finish, return_recv_hook)
             sent = low_latency.combine(engine, x, topk_idx, topk_weights, handle, use_logfmt, zero_copy, async_finish,
                                        return_recv_hook, out, combine_wait_recv_cost_stats)
@@ -326,20 +316,17 @@ class Buffer:
 
     def get_next_low_latency_combine_buffer(self, handle: Handle) -> Tensor:
         """bfloat16 [L, R*M, H] in the Buffer's memory, for ``low_latency_combine(..., zero_copy=True)``."""
-        engine = self._low_latency_engine(low_latency.COMBINE_BUFFER)
-        with low_latency.COMBINE_BUFFER.call(engine):
+        with low_latency.COMBINE_BUFFER.call(self._low_latency(low_latency.COMBINE_BUFFER)) as engine:
             return low_latency.combine_buffer(engine, handle)
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
         """A barrier of the ranks that are not masked. Never required here."""
-        engine = self._low_latency_engine(_CLEAN)
-        with _CLEAN.call(engine):
+        with _CLEAN.call(self._low_latency(_CLEAN)) as engine:
             engine.barrier()
 
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
         """Local. True: neither send to the rank nor wait for it; False (the default!): ask it to come back."""
-        engine = self._engine(_UPDATE_MASK)
-        with _UPDATE_MASK.call(engine):
+        with _UPDATE_MASK.call(self._alive(_UPDATE_MASK)) as engine:
             if mask:
                 engine.mask(rank_to_mask)
             else:
@@ -347,14 +334,12 @@ class Buffer:
 
     def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
         """Local. Fills int32 [R]: 1 = masked."""
-        engine = self._engine(_QUERY_MASK)
-        with _QUERY_MASK.call(engine):
+        with _QUERY_MASK.call(self._alive(_QUERY_MASK)) as engine:
             low_latency.query_masks(engine, mask_status)
 
     def low_latency_clean_mask_buffer(self) -> None:
         """Local. Unmasks every masked rank."""
-        engine = self._engine(_CLEAN_MASK)
-        with _CLEAN_MASK.call(engine):
+        with _CLEAN_MASK.call(self._alive(_CLEAN_MASK)) as engine:
             for rank, masked in enumerate(engine.masks()):
                 if masked:
                     engine.unmask(rank)

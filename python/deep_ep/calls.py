@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any, Dict, Optional, Type
 
@@ -27,57 +28,91 @@ class Method:
     def __init__(self, name: str, op: Optional[str] = None, names: Optional[Dict[str, str]] = None) -> None:
         self.name = name
         self.op = None if op is None else _OPS[op]
-        self._names = names or {}
+        self._names = {"budget.max_experts": "most experts of a Buffer", **(names or {})}
         longest_first = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile(r"(?<![\w.])(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)") if names else None
+        self._pattern = re.compile(r"(?<![\w.])(" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")
 
-    def call(self, engine: Any = None) -> "_Call":
-        """``with method.call(engine): ...`` around everything that may fail."""
-        return _Call(self, engine)
+    def call(self, runtime: Any = None) -> "_Call":
+        """``with method.call(runtime) as engine: ...`` around everything that may fail."""
+        return _Call(self, runtime)
 
     def refuse(self, argument: str, got: object, allowed: str, remedy: str = "") -> ArgumentError:
         text = f"{self.name}: {argument} = {got}, allowed: {allowed}" + (f". {remedy}" if remedy else "")
         return ArgumentError(text, op=self.name, argument=argument, got=str(got), allowed=allowed)
 
+    def number(self, argument: str, value: Any) -> int:
+        """A number that outputs are sized by before the library sees it."""
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{argument} must be an int, got {type(value).__name__}")
+        whole = operator.index(value)
+        if not -(2**31) <= whole < 2**31:
+            raise self.refuse(argument, whole, "what 32 bits hold")
+        return whole
+
     def not_now(self, why: str) -> StateError:
         return StateError(f"{self.name}: {why}", op=self.name)
 
     def _renamed(self, text: str) -> str:
-        return text if self._pattern is None else self._pattern.sub(lambda match: self._names[match[0]], text)
+        return self._pattern.sub(lambda match: self._names[match[0]], text)
 
     def reword(self, error: Error) -> None:
         """In place: the same exception, the same fields, V1's names."""
-        if error.op == self.name or not error.args:
+        if error.op == self.name:
             return
-        text = str(error)
-        prefix = f"{error.op}: "
-        error.args = (f"{self.name}: {self._renamed(text[len(prefix):] if text.startswith(prefix) else text)}",)
+        error.args = (f"{self.name}: {self._renamed(_without_op(str(error)))}",)
         error.argument = self._renamed(error.argument)
         error.allowed = self._renamed(error.allowed)
 
+    def reword_type_error(self, error: TypeError) -> None:
+        text = self._renamed(_without_op(str(error)))
+        if "incompatible function arguments" in text:  # of the extension, which lists C++ types
+            text = "an argument that is to be a whole number of at most 64 bits is another"
+        error.args = (f"{self.name}: {text}",)
+
+
+def _without_op(text: str) -> str:
+    op, colon, rest = text.partition(": ")
+    return rest if colon and op.replace("::", "").isidentifier() else text
+
 
 class _Call:
-    __slots__ = ("_method", "_engine")
+    __slots__ = ("_method", "_runtime")
 
-    def __init__(self, method: Method, engine: Any) -> None:
+    def __init__(self, method: Method, runtime: Any) -> None:
         self._method = method
-        self._engine = engine
+        self._runtime = runtime
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> Any:
+        runtime = self._runtime
+        if runtime is None:
+            return None
+        # The engine refuses a second thread too, but a method may be several of its calls, and half of them is harm.
+        if not runtime.entered.acquire(blocking=False):
+            raise self._method.not_now("another thread is inside a call of this Buffer")
+        return runtime.engine
 
     def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Any) -> None:
         if _log_waits():
             _forward_log()
-        if kind is None:
-            return
+        try:
+            if kind is not None:
+                self._failed(error)
+        finally:
+            if self._runtime is not None:
+                self._runtime.entered.release()
+
+    def _failed(self, error: Optional[BaseException]) -> None:
+        method = self._method
+        engine = None if self._runtime is None else self._runtime.engine
         # Where an engine refused the call itself, it told the peers, and the error names the rank.
         found_here = isinstance(error, Exception) and (not isinstance(error, Error) or
                                                        (isinstance(error, ArgumentError) and error.rank < 0))
-        if found_here and self._engine is not None and self._method.op is not None:
+        if found_here and engine is not None and method.op is not None:
             try:
-                self._engine._native.refuse(self._method.op, str(error))
+                engine._native.refuse(method.op, str(error))
             except Error:  # the engine has failed, or another thread is inside: the first error is what matters
                 pass
         if isinstance(error, Error):
-            self._method.reword(error)
+            method.reword(error)
+        elif isinstance(error, TypeError):
+            method.reword_type_error(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence, Tuple
 
 import torch
 from anyep import _native
@@ -66,9 +66,4 @@ def low_latency_handle(method: Method, handle: Sequence[Any]) -> LowLatencyHandl
         raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
     if len(handle) != len(LowLatencyHandle._fields):
         raise method.refuse("len(handle)", len(handle), f"{len(LowLatencyHandle._fields)}, as low_latency_dispatch returns")
-    numbers: List[int] = []
-    for index in (2, 3, 4):
-        if isinstance(handle[index], bool) or not isinstance(handle[index], int):
-            raise TypeError(f"handle[{index}] must be an int, got {type(handle[index]).__name__}")
-        numbers.append(handle[index])
-    return LowLatencyHandle(handle[0], handle[1], *numbers)
+    return LowLatencyHandle(handle[0], handle[1], *(method.number(f"handle[{index}]", handle[index]) for index in (2, 3, 4)))

@@ -21,7 +21,7 @@ _CPU = torch.device("cpu")
 DISPATCH = Method("Buffer.dispatch", op="route", names={
     **HANDLE_NAMES, "routing.experts": "topk_idx", "routing.weights": "topk_weights", "routing.ranks": "is_token_in_rank",
     "routing.pairs_per_expert": "num_tokens_per_expert", "shape.num_experts": "num_tokens_per_expert.shape[0] (experts)",
-    "shape.top_k": "topk_idx.shape[1]", "top_k": "topk_idx.shape[1]", "x.x": "x", "x.scales": "scales",
+    "shape.top_k": "topk_idx.shape[1]", "top_k": "topk_idx.shape[1]", "shape.hidden": "x.shape[1] (hidden)", "x.x": "x", "x.scales": "scales",
     "x.experts": "topk_idx", "x.weights": "topk_weights", "experts": "topk_idx", "weights": "topk_weights",
     "ranks": "is_token_in_rank", "pairs_per_expert": "num_tokens_per_expert", "out.x": "recv_x",
     "rows_bytes": "num_nvl_bytes", "budget.rows_bytes": "num_nvl_bytes", "options.num_sms": "config.num_sms",
@@ -123,14 +123,15 @@ class _Payload:
 class Send:
     """One dispatch."""
 
-    __slots__ = ("engine", "num_sms", "after", "async_finish", "in_window")
+    __slots__ = ("engine", "num_sms", "after", "async_finish", "in_window", "checked")
 
-    def __init__(self, engine: Any, num_sms: int, after: List[Event], async_finish: bool, in_window: bool) -> None:
+    def __init__(self, engine: Any, num_sms: int, after: List[Event], async_finish: bool, runtime: Any) -> None:
         self.engine = engine
         self.num_sms = num_sms
         self.after = after
         self.async_finish = async_finish
-        self.in_window = in_window
+        self.in_window = runtime.rows_in_window()
+        self.checked = runtime.checked
 
     def cached(self, x: Any, handle: Any, topk_idx: Any, topk_weights: Any) -> Tuple[Any, None, None, None, None, EventOverlap]:
         if topk_idx is not None or topk_weights is not None:
@@ -188,6 +189,10 @@ class Send:
         num_ranks = self.engine.num_ranks
         if counts.dtype != torch.int32 or counts.shape != (num_ranks,):
             raise DISPATCH.refuse("num_tokens_per_rank", f"{counts.dtype} {list(counts.shape)}", f"torch.int32 [{num_ranks}]")
+        if self.checked and token_in_rank.dim() == 2 and token_in_rank.shape[1] == num_ranks:
+            for rank, (given, count) in enumerate(zip(counts.tolist(), token_in_rank.sum(0).tolist())):
+                if given != count:
+                    raise DISPATCH.refuse(f"num_tokens_per_rank[{rank}]", given, f"{count}, as is_token_in_rank says")
         if pairs.dim() != 1:
             raise DISPATCH.refuse("num_tokens_per_expert.shape", list(pairs.shape), "[number of experts]")
         if (topk_idx is None) != (topk_weights is None):

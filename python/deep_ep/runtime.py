@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any, Optional
 
 import torch
@@ -44,7 +45,8 @@ class Runtime:
     def __init__(self, group: Any, num_nvl_bytes: int, num_rdma_bytes: int, low_latency_mode: bool, masks: bool) -> None:
         from anyep import as_bootstrap
 
-        self._engine: Optional[Engine] = None
+        self.engine: Optional[Engine] = None
+        self.entered = threading.Lock()  # by the thread that is inside a method
         self._num_bytes = (num_nvl_bytes, num_rdma_bytes)
         self._viewed = False
         bootstrap = as_bootstrap(group)
@@ -54,18 +56,15 @@ class Runtime:
         if low_latency_mode and 0 <= low_latency < 2**62:
             low_latency += _MORE_LOW_LATENCY_BYTES * bootstrap.num_ranks
         with _CREATE.call():
-            self._engine = Engine.create(bootstrap, rows_bytes=rows, low_latency_bytes=low_latency, max_experts=_MAX_EXPERTS,
-                                         masks=masks, tuning=_tuning())
-        self._rank, self._num_nodes = self._engine.rank, self._engine.num_nodes
-
-    def engine(self, method: Method) -> Engine:
-        if self._engine is None:
-            raise method.not_now("the Buffer is destroyed")
-        return self._engine
+            tuning = _tuning()
+            self.checked = tuning.checked
+            self.engine = Engine.create(bootstrap, rows_bytes=rows, low_latency_bytes=low_latency, max_experts=_MAX_EXPERTS,
+                                         masks=masks, tuning=tuning)
+        self.rank, self.num_ranks, self._num_nodes = self.engine.rank, self.engine.num_ranks, self.engine.num_nodes
 
     def is_available(self) -> bool:
         """Until ``destroy``."""
-        return self._engine is not None
+        return self.engine is not None
 
     def get_num_rdma_ranks(self) -> int:
         """Nodes of the group."""
@@ -77,7 +76,7 @@ class Runtime:
 
     def get_root_rdma_rank(self, global_: bool) -> int:
         """V1's root of the ranks that share this rank's place in their nodes; on one node it is the rank itself."""
-        return self._rank if global_ else 0
+        return self.rank if global_ else 0
 
     def get_local_device_id(self) -> int:
         """-1, as torch says of CPU tensors."""
@@ -90,8 +89,9 @@ class Runtime:
     def get_local_buffer_tensor(self, dtype: torch.dtype, offset: int = 0, use_rdma_buffer: bool = False) -> torch.Tensor:
         """1-D view of the payload memory from byte ``offset`` on."""
         have = self._num_bytes[1 if use_rdma_buffer else 0]
-        engine = self.engine(_VIEW)
-        with _VIEW.call():
+        if self.engine is None:
+            raise _VIEW.not_now("the Buffer is destroyed")
+        with _VIEW.call(self) as engine:
             if not 0 <= offset <= have or offset % dtype.itemsize != 0:
                 raise _VIEW.refuse("offset", offset, f"0..{have} bytes, a multiple of the element's {dtype.itemsize}")
             num_bytes = (have - offset) // dtype.itemsize * dtype.itemsize
@@ -108,7 +108,7 @@ class Runtime:
 
     def destroy(self) -> None:
         """Waits for the peers at most the close limit; one that does not come is logged: everything local is released."""
-        engine, self._engine = self._engine, None
+        engine, self.engine = self.engine, None
         if engine is None:
             return
         with _DESTROY.call():
@@ -119,5 +119,5 @@ class Runtime:
 
     def forget(self) -> bool:
         """Local: for the destructor. Was there an engine?"""
-        engine, self._engine = self._engine, None
+        engine, self.engine = self.engine, None
         return engine is not None
