@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyep.torch import combine, create_engine, dispatch
-from torch_moe import (HIDDEN, Mlp, Scaling, Tokens, assert_same_bits, dense_gradients, joined, layer, step, whole_numbers)
+from torch_moe import (HIDDEN, Mlp, Scaling, Tokens, assert_same_bits, dense, dense_gradients, joined, layer, step,
+                       whole_numbers)
 
 torch.set_num_threads(1)
 
@@ -46,6 +47,20 @@ def test_float32_gradients_are_those_of_the_dense_layer_to_the_bit(shape):
     got = on_ranks(len(tokens_per_rank),
                    lambda engine: step(layer(engine, num_experts, grouped=grouped), tokens()[engine.rank]))
     assert_same_bits(joined(got), dense_gradients(tokens(), [Mlp(e) for e in range(num_experts)]))
+
+
+def test_any_strides_serve_also_without_tokens():
+    """Gradients of sums have strides of 0; the arguments' dimensions were exchanged."""
+
+    def body(engine):
+        moe, mine = layer(engine, 4), Tokens(engine.rank, 2 * engine.rank, 4, 2)
+        moe(*(t.t().contiguous().t() for t in (mine.x, mine.ids, mine.weights))).sum().backward()
+        return mine
+
+    for rank, mine in enumerate(on_ranks(2, body)):
+        alone = Tokens(rank, 2 * rank, 4, 2)
+        dense(alone.x, alone.ids, alone.weights, [Mlp(e) for e in range(4)]).sum().backward()
+        assert torch.equal(mine.x.grad, alone.x.grad) and torch.equal(mine.weights.grad, alone.weights.grad)
 
 
 # u = unit roundoff of the type: half a unit in the last place of 1. v = that of float32, in which all sums are made. Every
@@ -134,8 +149,6 @@ def test_second_derivatives_are_those_of_the_dense_layer():
         mine = Tokens(engine.rank, 3, 4, 2)
         penalty(mine.x, layer(engine, 4, Scaled)(mine.x, mine.ids, mine.weights)).backward()
         return mine
-
-    from torch_moe import dense
 
     for rank, mine in enumerate(on_ranks(2, body)):
         alone = Tokens(rank, 3, 4, 2)

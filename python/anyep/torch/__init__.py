@@ -2,17 +2,16 @@
 
 A layer of a model takes ten lines::
 
-    import torch.distributed as dist
+    import torch.distributed as dist                                         # after dist.init_process_group
     from anyep.torch import ExpertParallel, create_engine, local_experts
 
-    dist.init_process_group("gloo")
-    engine = create_engine(dist.group.WORLD, hidden=512, num_tokens=4096)          # one for all layers
-    mine = local_experts(64, engine.num_ranks, engine.rank)                        # global ids that live here
+    engine = create_engine(dist.group.WORLD, hidden=512, num_tokens=4096)    # once, for all layers
+    mine = local_experts(64, engine.num_ranks, engine.rank)                  # global ids of the experts that live here
     moe = ExpertParallel(torch.nn.ModuleList(Expert(512) for _ in mine), 64, engine)
 
-    topk_weights, topk_ids = router(x).softmax(dim=-1).topk(8)                     # x: [num_tokens, 512]
-    y = moe(x, topk_ids, topk_weights)                                             # [num_tokens, 512]
-    loss(y).backward()                                                             # every rank, also one without tokens
+    topk_weights, topk_ids = router(x).softmax(dim=-1).topk(8)               # x: [num_tokens, 512]
+    y = moe(x, topk_ids, topk_weights)                                       # [num_tokens, 512]
+    loss(y).backward()                                                       # on every rank, also one without tokens
     engine.close()
 
 Every rank calls layers in the same order. Backward then is in the same order everywhere too, without any care: autograd runs

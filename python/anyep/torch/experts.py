@@ -9,7 +9,7 @@ import torch
 from ..bootstrap import as_bootstrap
 from ..engine import Engine, Tuning
 from ..errors import argument_error
-from .functions import FLOATS, Combine, Dispatch, Gather, Scatter, check_floats
+from .functions import FLOATS, Combine, Dispatch, Gather, Scatter, check_floats, dense
 
 _MIB = 1 << 20
 _LEAST_ROWS_BYTES = 16 * _MIB
@@ -115,7 +115,7 @@ class ExpertParallel(torch.nn.Module):
         """
         self._check(x, topk_ids, topk_weights)
         engine = self.engine
-        handle = engine.route(topk_ids.contiguous(), self.num_experts)
+        handle = engine.route(dense(topk_ids), self.num_experts)
         # With it every rank's graph has the same collective nodes, whether or not its own x, weights or experts need gradients:
         # what dispatch gives requires one, and the product with the received weights leads every answer back to it.
         anchor = torch.empty(0, dtype=torch.float32, device=x.device, requires_grad=torch.is_grad_enabled())

@@ -17,9 +17,13 @@ from ..errors import argument_error
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _dense(tensor: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-    """Gradients come with any strides, those of a sum with 0."""
-    return None if tensor is None else tensor.detach().contiguous()
+def dense(tensor: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+    """Gradients come with any strides, those of a sum with 0; of an empty tensor torch calls them contiguous all the same."""
+    if tensor is None:
+        return None
+    if tensor.numel() == 0:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return tensor.detach().contiguous()
 
 
 class Dispatch(torch.autograd.Function):
@@ -32,8 +36,8 @@ class Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weights: Optional[torch.Tensor], extra: Optional[torch.Tensor],
                 anchor: Optional[torch.Tensor], experts: Optional[torch.Tensor], handle: Handle, engine: Engine) -> Any:
-        rows = engine.dispatch(_dense(x), handle, weights=_dense(weights), experts=_dense(experts),
-                               extra=() if extra is None else (_dense(extra),)).rows
+        rows = engine.dispatch(dense(x), handle, weights=dense(weights), experts=dense(experts),
+                               extra=() if extra is None else (dense(extra),)).rows
         ctx.handle, ctx.engine = handle, engine
         ctx.has_weights, ctx.has_extra = weights is not None, extra is not None
         if rows.experts is not None:
@@ -61,7 +65,7 @@ class Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weights: Optional[torch.Tensor], bias: Optional[torch.Tensor], handle: Handle,
                 engine: Engine) -> Any:
-        done = engine.combine(_dense(x), handle, weights=_dense(weights), bias=() if bias is None else (_dense(bias),))
+        done = engine.combine(dense(x), handle, weights=dense(weights), bias=() if bias is None else (dense(bias),))
         ctx.handle, ctx.engine = handle, engine
         ctx.has_weights, ctx.has_bias = weights is not None, bias is not None
         return done.x, done.weights
