@@ -107,12 +107,12 @@ class _Call:
         # Where an engine refused the call itself, it told the peers, and the error names the rank.
         found_here = isinstance(error, Exception) and (not isinstance(error, Error) or
                                                        (isinstance(error, ArgumentError) and error.rank < 0))
+        if isinstance(error, Error):
+            method.reword(error)
+        elif isinstance(error, TypeError):
+            method.reword_type_error(error)
         if found_here and engine is not None and method.op is not None:
             try:
                 engine._native.refuse(method.op, str(error))
             except Error:  # the engine has failed, or another thread is inside: the first error is what matters
                 pass
-        if isinstance(error, Error):
-            method.reword(error)
-        elif isinstance(error, TypeError):
-            method.reword_type_error(error)

@@ -41,7 +41,7 @@ def answer(rank: int, rows: torch.Tensor) -> torch.Tensor:
 
 CASES = [  # ranks, tokens per rank, top-k, experts, duplicates
     (2, (16, 16), 2, 8, False), (3, (5, 0, 19), 3, 8, False), (4, (7, 33, 1, 20), 4, 16, False),
-    (2, (0, 0), 2, 4, False), (3, (12, 12, 12), 8, 10, True), (1, (9,), 2, 4, False), (4, (40, 3, 40, 0), 4, 6, True)]
+    (2, (0, 0), 2, 4, False), (3, (12, 12, 12), 8, 10, True), (4, (6, 6, 6, 6), 1, 2, False), (1, (9,), 2, 4, False), (4, (40, 3, 40, 0), 4, 6, True)]
 
 
 @pytest.mark.parametrize("num_ranks, tokens, top_k, num_experts, duplicates", CASES)
@@ -364,6 +364,54 @@ def test_ids_out_of_range_count_as_unused_with_one_warning(caplog, monkeypatch):
     assert sum("topk_idx" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_rows_are_safe_from_a_view_of_the_memory_once_it_was_asked_for():
+    inputs = make_inputs(2, (9, 6), HIDDEN, 2, 6)
+
+    def body(comm):
+        buffer = make_buffer(comm)
+        view = buffer.get_local_buffer_tensor(torch.uint8)
+        rows = dispatch(buffer, inputs, 6)[0]
+        comm.allgather(None)
+        view.zero_()
+        assert torch.equal(rows, received(inputs, buffer.rank, 6).x)
+        buffer.destroy()
+
+    run(2, body)
+
+
+def test_destroy_logs_who_did_not_come(monkeypatch, caplog):
+    """A peer that dropped its Buffer, or that stays away: destroy() returns, and everything local is released."""
+    monkeypatch.setenv("ANYEP_CLOSE_TIMEOUT_S", "0.2")
+    inputs = make_inputs(3, (2, 2, 2), HIDDEN, 1, 3)
+    destroyed = threading.Event()
+
+    def body(comm):
+        buffer = make_buffer(comm)
+        dispatch(buffer, inputs, 3)
+        comm.allgather(None)
+        if comm.Get_rank() == 0:
+            buffer.destroy()
+            assert buffer.runtime is None
+            destroyed.set()
+        elif comm.Get_rank() == 1:
+            del buffer
+        else:
+            assert destroyed.wait(20)
+
+    with caplog.at_level("WARNING", logger="anyep"):
+        run(3, body)
+    assert any(record.getMessage().startswith("Buffer.destroy: ") for record in caplog.records)
+
+
+def test_a_communicator_of_mpi4py():
+    MPI = pytest.importorskip("mpi4py.MPI")
+    buffer = Buffer(None, NVL_BYTES, comm=MPI.COMM_SELF)
+    assert buffer.group is MPI.COMM_SELF and (buffer.rank, buffer.group_size) == (0, 1)
+    inputs = make_inputs(1, (5,), HIDDEN, 2, 4)
+    assert torch.equal(dispatch(buffer, inputs, 4)[0], received(inputs, 0, 4).x)
+    buffer.destroy()
+
+
 def _gloo_body(group: Any) -> None:
     num_ranks = group.size()
     inputs = make_inputs(num_ranks, (21, 0, 17, 40)[:num_ranks], HIDDEN, 4, 10, seed=7)
@@ -385,6 +433,18 @@ def _gloo_body(group: Any) -> None:
     torch.distributed.barrier(group)  # the group is the caller's
     again = Buffer(group, 0)  # dropped without destroy()
     del again
+    # Groups smaller than the world, side by side; the Buffers end after torch's groups.
+    dist = torch.distributed
+    halves = [dist.new_group(list(range(half, num_ranks, 2))) for half in range(2)]
+    mine = halves[dist.get_rank() % 2]
+    part = Buffer(mine, NVL_BYTES)
+    assert part.group is mine and (part.rank, part.group_size) == (dist.get_rank() // 2, num_ranks // 2)
+    few = make_inputs(part.group_size, (5, 9)[:part.group_size], HIDDEN, 2, 4)
+    assert torch.equal(dispatch(part, few, 4)[0], received(few, part.rank, 4).x)
+    with pytest.raises((deep_ep.ArgumentError, ValueError, TypeError)):
+        Buffer(halves[1 - dist.get_rank() % 2], NVL_BYTES)  # this rank is in the other
+    dist.destroy_process_group()
+    part.destroy()
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])

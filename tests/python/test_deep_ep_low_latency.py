@@ -61,7 +61,8 @@ def fill(recv_x: torch.Tensor, inputs: Any, me: int, num_experts: int, out: Any 
 
 CASES = [  # ranks, tokens, hidden, top-k, experts, duplicates
     (2, (24, 24), 128, 2, 8, False), (3, (5, 0, 24), 72, 3, 8, False), (4, (7, 24, 1, 20), 256, 4, 16, False),
-    (3, (12, 24, 12), 136, 8, 10, True), (1, (9,), 64, 2, 4, False), (2, (0, 0), 128, 1, 2, False)]
+    (3, (12, 24, 12), 136, 8, 10, True), (1, (9,), 64, 2, 4, False), (2, (0, 0), 128, 1, 2, False),
+    (3, (9, 24, 2), 64, 2, 2, False)]
 
 
 @pytest.mark.parametrize("num_ranks, tokens, hidden, top_k, num_experts, duplicates", CASES)
