@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 
-KEY = ("op", "kind", "dtype", "memory", "tokens", "hidden", "topk", "experts", "ranks", "sms", "routing")
+KEY = ("op", "kind", "dtype", "memory", "tokens", "hidden", "topk", "experts", "ranks", "sms", "routing", "api")
 LEAST_DIFFERENCE = 0.03  # what counts as noise between runs, even when the starts agree
 
 
@@ -30,7 +30,7 @@ def read(path):
 
 def name(key):
     fields = dict(zip(KEY, key))
-    parts = [fields["op"], fields["dtype"], fields["memory"], f"{fields['tokens']} tokens", f"{fields['ranks']} ranks"]
+    parts = [fields["op"], fields["dtype"], fields["api"], fields["memory"], f"{fields['tokens']} tokens", f"{fields['ranks']} ranks"]
     return " ".join(str(part) for part in parts if part)
 
 
