@@ -172,7 +172,7 @@ std::int64_t HighThroughputData::wrong_sums(const std::uint16_t* got) const {
 
 HighThroughputCase::HighThroughputCase(Engine& engine, const HighThroughputData& data, Memory memory)
     : engine_(&engine), data_(&data), memory_(memory), sums_(as_size(data.num_tokens() * data.hidden() * 2)) {
-  handle_ = engine.route(data.shape(), data.routing(), {}, waiting());
+  route();
   make_output();
 }
 
@@ -213,8 +213,12 @@ void HighThroughputCase::make_answers() {
 }
 
 void HighThroughputCase::dispatch() {
-  handle_ = engine_->route(data_->shape(), data_->routing(), {}, waiting());
+  route();
   dispatch_cached();
+}
+
+void HighThroughputCase::route() {
+  handle_ = engine_->route(data_->shape(), data_->routing(), {}, waiting());
 }
 
 void HighThroughputCase::dispatch_cached() {

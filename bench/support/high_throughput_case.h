@@ -84,7 +84,8 @@ class HighThroughputCase {
 
   /// The whole operation: routing, counts, rows.
   void dispatch();
-  /// With the handle of an earlier dispatch().
+  /// Its two halves; the second uses the handle of the last first one.
+  void route();
   void dispatch_cached();
   /// The first call makes and fills the answers.
   void combine();
