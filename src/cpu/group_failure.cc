@@ -32,6 +32,9 @@ std::string_view text_of(const control::Message& message) {
   return {message.text, ::strnlen(message.text, sizeof(message.text))};
 }
 
+/// In the code of a leaving message: the sender passes on what another rank has told. It blames whom that one blames.
+constexpr std::uint64_t kPassedOn = std::uint64_t{1} << 32;
+
 std::uint64_t bits_of(const std::vector<int>& ranks) {
   std::uint64_t bits = 0;
   for (const int rank : ranks) bits |= rank >= 0 && rank < 64 ? std::uint64_t{1} << rank : 0;
@@ -43,19 +46,28 @@ ErrorCode code_from(std::uint64_t value) {
                                                                    : ErrorCode::kAborted;
 }
 
-/// What this rank throws when `peer` says that it leaves: death, silence and disagreement keep their class. Blamed is
-/// whom the peer blames, this rank included where it was silent; else the peer itself. Of a disagreement both sides.
+/// Whom the news that `peer` leaves blames, as a bit mask: whom the peer blames; else the peer itself. Of a disagreement
+/// both sides.
+std::uint64_t blamed_by(int peer, const control::Message& message) {
+  const bool first_hand = (message.a & kPassedOn) == 0;
+  const bool is_side = first_hand && code_from(message.a & ~kPassedOn) == ErrorCode::kMismatch;
+  return message.b == 0 || is_side ? message.b | bits_of({peer}) : message.b;
+}
+
+/// What this rank throws when `peer` says that it leaves: death, silence and disagreement keep their class. It blames
+/// itself only where it was silent.
 Error relayed(int rank, int peer, const control::Message& message) {
-  const ErrorCode theirs = code_from(message.a);
+  const ErrorCode theirs = code_from(message.a & ~kPassedOn);
   const bool keeps = theirs == ErrorCode::kMismatch || theirs == ErrorCode::kTimeout || theirs == ErrorCode::kPeerDead;
-  Error error(keeps ? theirs : ErrorCode::kAborted, fmt::format("rank {} leaves: {}", peer, text_of(message)));
+  const bool first_hand = (message.a & kPassedOn) == 0;
+  Error error(keeps ? theirs : ErrorCode::kAborted,
+              first_hand ? fmt::format("rank {} leaves: {}", peer, text_of(message)) : std::string(text_of(message)));
   error.rank = rank;
+  const std::uint64_t blamed = blamed_by(peer, message);
   for (int one = 0; one < 64; ++one) {
-    if ((one != rank || theirs == ErrorCode::kTimeout) && (message.b >> one & 1u) != 0) error.peers.push_back(one);
+    if ((one != rank || theirs == ErrorCode::kTimeout) && (blamed >> one & 1u) != 0) error.peers.push_back(one);
   }
-  const bool is_side = theirs == ErrorCode::kMismatch && std::ranges::count(error.peers, peer) == 0;
-  if (error.peers.empty() || is_side) error.peers.push_back(peer);
-  std::ranges::sort(error.peers);
+  if (error.peers.empty()) error.peers.push_back(peer);
   return error;
 }
 
@@ -156,8 +168,15 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
       if (budget_.masks) {
         set_mask(peer, true);
       } else {
-        // Passed on: this rank may be gone before everybody has heard the one that failed first.
-        take_error(reason ? *reason : relayed(rank_, peer, message), true);
+        const Error error = reason ? *reason : relayed(rank_, peer, message);
+        const bool is_news = !failed();
+        take_error(error, false);
+        // Passed on: the first one may be gone before everybody has heard it. The blame stays, this rank's share too.
+        if (is_news) {
+          control_->tell_all(message_of(kMessageLeaving, generation_,
+                                        static_cast<std::uint64_t>(error.code) | kPassedOn,
+                                        reason ? bits_of(error.peers) : blamed_by(peer, message), error.what()));
+        }
       }
       break;
     }
