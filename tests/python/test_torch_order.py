@@ -3,8 +3,10 @@ case no rank may wait for a call that another rank does not make."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
+import time
 
 import anyep
 import pytest
@@ -209,6 +211,34 @@ def test_a_rank_that_needs_fewer_gradients_than_others_takes_part(odd):
         assert torch.equal(gradient, weights[rank])
         for a, b in zip(parameters, experts[rank]):
             assert torch.equal(a, b)
+
+
+class Failing(torch.nn.Module):
+    def forward(self, x):
+        raise ValueError("no such weights")
+
+
+@pytest.mark.parametrize("what", ["expert", "argument"])
+def test_what_goes_wrong_on_one_rank_is_told_to_the_others_at_once(what):
+    def body(bootstrap):
+        tuning = anyep.Tuning()
+        tuning.startup_timeout_s = tuning.timeout_s = 30.0
+        tuning.close_timeout_s = 0.1
+        engine = create_engine(bootstrap, hidden=HIDDEN, num_tokens=8, tuning=tuning)
+        mine = Tokens(engine.rank, 3, 3, 2)
+        if engine.rank == 1:
+            moe = ExpertParallel([Failing()], 3, engine)
+            with pytest.raises(ValueError if what == "expert" else anyep.ArgumentError):
+                moe(mine.x.detach().double() if what == "argument" else mine.x, mine.ids, mine.weights)
+        else:
+            begin = time.monotonic()
+            with pytest.raises(anyep.PeerDeadError, match="ValueError: no such weights" if what == "expert" else "float64"):
+                layer(engine, 3)(mine.x, mine.ids, mine.weights)
+            assert time.monotonic() - begin < 15
+        with contextlib.suppress(anyep.Error):
+            engine.close()
+
+    anyep.run_threads(3, body)
 
 
 class Block(torch.nn.Module):

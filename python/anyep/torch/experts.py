@@ -9,7 +9,7 @@ import torch
 from ..bootstrap import as_bootstrap
 from ..engine import Engine, Tuning
 from ..errors import argument_error
-from .functions import FLOATS, Combine, Dispatch, Gather, Scatter, check_floats, dense
+from .functions import FLOATS, Combine, Dispatch, Gather, Scatter, check_floats, dense, refusing
 
 _MIB = 1 << 20
 _LEAST_ROWS_BYTES = 16 * _MIB
@@ -110,11 +110,13 @@ class ExpertParallel(torch.nn.Module):
             ranks' sums are added in float32 and rounded once. 0 for a token without choices.
 
         Raises:
-            ArgumentError: a shape or type, before anything is sent. An exception of an expert leaves the other ranks waiting:
-            use the engine in a ``with`` block, or call ``engine.abandon``.
+            ArgumentError: a shape or type, before anything is sent. Where it, or an exception of an expert, comes on some ranks
+            only, the others get PeerDeadError with its text. One in an expert's backward leaves them waiting: use the engine
+            in a ``with`` block, or call ``engine.abandon``.
         """
-        self._check(x, topk_ids, topk_weights)
         engine = self.engine
+        with refusing(engine, "route"):
+            self._check(x, topk_ids, topk_weights)
         handle = engine.route(dense(topk_ids), self.num_experts)
         # With it every rank's graph has the same collective nodes, whether or not its own x, weights or experts need gradients:
         # what dispatch gives requires one, and the product with the received weights leads every answer back to it.
@@ -126,7 +128,8 @@ class ExpertParallel(torch.nn.Module):
         counts = torch.bincount(flat + 1, minlength=self.num_local_experts + 1).tolist()
         pairs = torch.argsort(flat, stable=True)[counts[0]:]  # choices of local experts, by expert, then by row
         index = torch.div(pairs, top_k, rounding_mode="floor")
-        answers = self._run_experts(Gather.apply(rows, index, x.dtype, engine), counts[1:])
+        with refusing(engine, "combine"):
+            answers = self._run_experts(Gather.apply(rows, index, x.dtype, engine), counts[1:])
         # A float32 factor makes the product float32, and only the experts' own answers are kept for backward.
         weighted = answers * weights.reshape(-1).index_select(0, pairs).unsqueeze(1)
         return Combine.apply(Scatter.apply(weighted, index, rows.shape[0], x.dtype, engine), None, None, handle,

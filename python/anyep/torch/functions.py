@@ -6,13 +6,15 @@ work. n = tokens of this rank, m = rows that this rank receives, p = (row, local
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+import contextlib
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 
+from .. import _native
 from ..arrays import torch_library
 from ..engine import Engine, Handle, Rows
-from ..errors import argument_error
+from ..errors import Error, argument_error
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -114,6 +116,18 @@ class Scatter(torch.autograd.Function):
         return Gather.apply(grad, index, ctx.dtype, ctx.engine), None, None, None, None
 
 
+@contextlib.contextmanager
+def refusing(engine: Engine, op: str) -> Iterator[None]:
+    """What goes wrong inside keeps this rank from its next call, ``op``: peers that make it get the text and do not wait. Where
+    it goes wrong on every rank, nothing has happened."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(Error):  # the engine has failed before: the first error is what matters
+            engine._native.refuse(_native.OPS[op], f"{type(error).__name__}: {error}")
+        raise
+
+
 def check_floats(op: str, name: str, tensor: torch.Tensor) -> None:
     """The gradient of what dispatch sends comes back by combine, which adds these types only."""
     if not isinstance(tensor, torch.Tensor):
@@ -142,9 +156,10 @@ def dispatch(x: torch.Tensor, handle: Handle, engine: Engine, *, experts: Option
     Raises:
         ArgumentError, CapacityError, StateError before anything is sent; PeerTimeoutError, PeerDeadError, MismatchError.
     """
-    check_floats("dispatch", "x", x)
-    if weights is not None and weights.dtype != torch.float32:
-        raise argument_error("dispatch", "weights", str(weights.dtype), "float32")
+    with refusing(engine, "dispatch"):
+        check_floats("dispatch", "x", x)
+        if weights is not None and (experts is None or weights.dtype != torch.float32):
+            raise argument_error("dispatch", "weights", str(weights.dtype), "float32, with experts")
     rows, weights, _, experts = Dispatch.apply(x, weights, None, None, experts, handle, engine)
     return Rows(rows, None, experts, weights)
 
@@ -164,7 +179,9 @@ def combine(x: torch.Tensor, handle: Handle, engine: Engine, *, weights: Optiona
 
     Whether x or weights require a gradient must be the same on every rank. Raises as ``dispatch`` does.
     """
-    check_floats("combine", "x", x)
-    if weights is not None:
-        check_floats("combine", "weights", weights)
+    with refusing(engine, "combine"):
+        check_floats("combine", "x", x)
+        if weights is not None and (weights.dim() != 2 or weights.dtype != torch.float32):
+            raise argument_error("combine", "weights", f"{weights.dtype} of shape {list(weights.shape)}",
+                                 "float32 of 2 dimensions")
     return Combine.apply(x, weights, bias, handle, engine)
