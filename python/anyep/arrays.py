@@ -6,6 +6,7 @@ outputs are numpy arrays. Neither library is imported here before a caller hands
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any, Callable, Dict, Optional, Tuple
 
@@ -15,6 +16,8 @@ from .errors import ArgumentError
 View = _native.View
 _CODES: Dict[str, int] = {name: code for name, (code, _) in _native.DTYPES.items()}
 _BYTES: Dict[str, int] = {name: size for name, (_, size) in _native.DTYPES.items()}
+# glibc's DEFAULT_MMAP_THRESHOLD_MAX: what is larger gets fresh pages from malloc every time (native/recycle.cc).
+_LARGE_BYTES = 32 << 20
 
 
 class Typed:
@@ -67,7 +70,14 @@ class _Torch:
         return self.name_of[tensor.dtype]
 
     def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
-        return self.torch.empty(shape, dtype=self.dtype_of[dtype], device=self._cpu)
+        return self.new(shape, self.dtype_of[dtype])
+
+    def new(self, shape: Tuple[int, ...], dtype: Any) -> Any:
+        """``torch.empty`` of a torch type. Large tensors get memory that served others before."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes <= _LARGE_BYTES:
+            return self.torch.empty(shape, dtype=dtype, device=self._cpu)
+        return self.torch.frombuffer(_native.recycled_memory(num_bytes), dtype=dtype).view(shape)
 
     def over(self, memory: Any, shape: Tuple[int, ...], dtype: str) -> Any:
         """A tensor over memory that it keeps alive."""
@@ -94,6 +104,9 @@ class _Numpy:
         return make(self.numpy.dtype(dtype))
 
     def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
+        num_bytes = math.prod(shape) * _BYTES[dtype]
+        if num_bytes > _LARGE_BYTES:
+            return self.over(_native.recycled_memory(num_bytes), shape, dtype)
         return self._make(dtype, lambda kind: self.numpy.empty(shape, dtype=kind))
 
     def over(self, memory: Any, shape: Tuple[int, ...], dtype: str) -> Any:
@@ -171,8 +184,10 @@ def view(op: str, name: str, array: Any) -> View:
             got, allowed = f"{getattr(array, 'dtype', '')} array", f"{', '.join(_CODES)} ({error})"
         else:
             raise TypeError(f"{op}: {name} must be a tensor (torch, numpy, DLPack or buffer), got {kind.__name__}") from None
-    except (ValueError, RuntimeError, BufferError) as error:  # torch: sparse, meta, ...
+    except ValueError as error:
         got, allowed = _describe(array), str(error).splitlines()[0]
+    except (RuntimeError, BufferError) as error:  # torch: sparse, ...
+        got, allowed = _describe(array), f"a strided tensor with memory of its own ({str(error).splitlines()[0]})"
     raise ArgumentError(f"{op}: {name} = {got}, allowed: {allowed}", op=op, argument=name, got=str(got), allowed=allowed)
 
 

@@ -64,6 +64,14 @@ def unpack_bias(bias: Any) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     raise COMBINE.refuse("bias", got, "None, a tensor, or two of them in a tuple or list")
 
 
+def _bytes_of(x: Tensor) -> Any:
+    """Rows of an element type that the engine does not know."""
+    if x.dim() != 2 or (x.stride(1) != 1 and x.shape[1] > 1):
+        raise DISPATCH.refuse("x", f"shape {list(x.shape)} with strides {list(x.stride())}", "2 dimensions, rows without gaps")
+    size = x.element_size()
+    return _View(x.data_ptr(), _CODES["uint8"], (x.shape[0], x.shape[1] * size), (x.stride(0) * size, 1))
+
+
 class _Payload:
     """x and its scales: views of them, and outputs of the same kind."""
 
@@ -83,13 +91,12 @@ class _Payload:
         self.code = _ELEMENTS.get(x.dtype)
         if x.dtype == torch.float8_e4m3fn and scales is None:
             self.code = _CODES["uint8"]  # V1 moves rows without looking at them; the engine would miss the scales
-        if self.code is not None and x.is_cpu and 0 < x.dim() <= 4:
+        if not x.is_cpu or x.layout is not torch.strided or not 0 < x.dim() <= 4:
+            self.x_view = view("dispatch", "x", x)  # says what is wrong
+        elif self.code is not None:
             self.x_view = _View(x.data_ptr(), self.code, x.shape, x.stride())
-        elif self.code is None and x.is_cpu and x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] <= 1):
-            self.x_view = _View(x.data_ptr(), _CODES["uint8"], (x.shape[0], x.shape[1] * x.element_size()),
-                                (x.stride(0) * x.element_size(), 1))
         else:
-            self.x_view = view("dispatch", "x", x)  # says what is wrong, or leaves it to the engine
+            self.x_view = _bytes_of(x)
 
     def outputs(self, native: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor], Any]:
         """Rows in the window, where peers can put them at once, if there is room and the element type is the engine's."""

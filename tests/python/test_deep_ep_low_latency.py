@@ -147,12 +147,40 @@ def test_bf16_rows_are_bits():
 
     def body(comm):
         buffer = make_buffer(comm, 64, 1)
-        rows, count, *_ = buffer.low_latency_dispatch(bits.view(torch.bfloat16), torch.zeros((4, 1), dtype=torch.int64), M, 1,
-                                                      use_fp8=False)
+        rows, count, *_ = buffer.low_latency_dispatch(  # the options of FP8 are ignored without it
+            bits.view(torch.bfloat16), torch.zeros((4, 1), dtype=torch.int64), M, 1, use_fp8=False, use_ue8m0=True)
         assert count.tolist() == [4] and torch.equal(rows[0, :4].view(torch.int16), bits)
         buffer.destroy()
 
     run(1, body)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_the_hint_is_enough(num_ranks):
+    """Small rows, many choices, fewer experts than ranks: what takes most beside V1's arithmetic. Each call in each form."""
+    shapes = [(1, 8, 1, 1), (64, 8, 32, 32), (1, 16, 2, 2), (128, 16, 32, 32), (32, 128, 33, 32), (17, 2880, 4, 4), (64, 1024, 2, 1)]
+
+    def body(comm):
+        for max_tokens, hidden, num_experts, top_k in shapes:
+            buffer = make_buffer(comm, hidden, num_experts, max_tokens)
+            ids = (torch.arange(max_tokens * top_k) % num_experts).view(max_tokens, top_k)
+            x, weights = torch.ones((max_tokens, hidden), dtype=torch.bfloat16), torch.ones((max_tokens, top_k))
+            if hidden % 16 == 0:
+                buffer.low_latency_dispatch(x, ids, max_tokens, num_experts)
+            for hooks in (False, True):
+                for logfmt in (False, True)[:1 + (hidden % 128 == 0)]:
+                    rows, _, handle, _, hook = buffer.low_latency_dispatch(x, ids, max_tokens, num_experts, use_fp8=False,
+                                                                           return_recv_hook=hooks)
+                    if hook is not None:
+                        hook()
+                    sums, _, hook = buffer.low_latency_combine(rows, ids, weights, handle, use_logfmt=logfmt,
+                                                               return_recv_hook=hooks)
+                    if hook is not None:
+                        hook()
+                    assert (sums == top_k).all()
+            buffer.destroy()
+
+    run(num_ranks, body)
 
 
 def logfmt_rows(scale: float, hidden: int, num_rows: int) -> torch.Tensor:
