@@ -11,6 +11,7 @@ NB_MODULE(_native, module) {
   bind_config(module);
   bind_bootstrap(module);
   bind_plan(module);
+  bind_recycle(module);
   bind_event(module);
   bind_handle(module);
   bind_engine(module);

@@ -21,12 +21,13 @@ void bind_types(nb::module_& module);
 void bind_config(nb::module_& module);
 void bind_bootstrap(nb::module_& module);
 void bind_plan(nb::module_& module);
+void bind_recycle(nb::module_& module);
 void bind_event(nb::module_& module);
 void bind_handle(nb::module_& module);
 void bind_engine(nb::module_& module);
 void bind_workload(nb::module_& module);
 
-/// Memory of an engine that Python sees through the buffer protocol; `owner` keeps it mapped.
+/// Memory of an engine, or of a large output, that Python sees through the buffer protocol; `owner` keeps it mapped.
 struct Memory {
   std::shared_ptr<const void> owner;
   void* data = nullptr;

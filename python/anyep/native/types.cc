@@ -128,7 +128,7 @@ void bind_types(nb::module_& module) {
       nb::arg("array").noconvert(), nb::arg("dtype") = -1, "Read-only arrays serve as inputs.");
 
   nb::class_<Memory>(module, "Memory", nb::type_slots(memory_slots),
-                     "Bytes of an engine, through the buffer protocol; keeps them mapped.")
+                     "Bytes of an engine or of a large output, through the buffer protocol; keeps them mapped.")
       .def_prop_ro("address", [](const Memory& memory) { return reinterpret_cast<std::uintptr_t>(memory.data); })
       .def_ro("bytes", &Memory::bytes);
 
