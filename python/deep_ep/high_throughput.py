@@ -6,7 +6,7 @@ from typing import Any, List, Optional, Tuple
 
 import torch
 from anyep import CapacityError, Event, _native
-from anyep.arrays import optional_view, view
+from anyep.arrays import optional_view, torch_library, view
 
 from .calls import Method
 from .config import Config
@@ -17,6 +17,7 @@ Tensor = torch.Tensor
 _View = _native.View
 _CODES = {name: code for name, (code, _) in _native.DTYPES.items()}
 _CPU = torch.device("cpu")
+_new = torch_library().new  # of rows, which may be large
 
 DISPATCH = Method("Buffer.dispatch", op="route", names={
     **HANDLE_NAMES, "routing.experts": "topk_idx", "routing.weights": "topk_weights", "routing.ranks": "is_token_in_rank",
@@ -116,7 +117,7 @@ class _Payload:
                 if columns > 0 and scales.element_size() == 4:
                     out_scales = torch.frombuffer(scales_memory, dtype=scales.dtype).view(num_rows, columns)
                     return out, out_view, out_scales, view("dispatch", "recv_scales", out_scales)
-        out = torch.empty((num_rows, hidden), dtype=x.dtype, device=_CPU)
+        out = _new((num_rows, hidden), x.dtype)
         if self.code is not None:
             out_view = _View(out.data_ptr(), self.code, (num_rows, hidden))
         else:
@@ -223,7 +224,7 @@ def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor],
     weights_view = optional_view("combine", "topk_weights", topk_weights)
     bias_0, bias_1 = unpack_bias(bias)
     num_tokens = native.num_tokens()
-    out = torch.empty((num_tokens, *x.shape[1:]), dtype=x.dtype, device=_CPU)
+    out = _new((num_tokens, *x.shape[1:]), x.dtype)
     out_weights = None
     if topk_weights is not None:
         out_weights = torch.empty((num_tokens, *topk_weights.shape[1:]), dtype=topk_weights.dtype, device=_CPU)
