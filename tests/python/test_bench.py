@@ -74,3 +74,30 @@ def test_costs_are_differences_of_medians(monkeypatch: pytest.MonkeyPatch) -> No
     assert record["cost_us"] == 11  # of 13 - 11 and 40 - 20
     assert record["cost_spread_us"] == 18
     assert record["bar"] == {"cost_us": 15} and record["pass"] is True
+
+
+def test_checks_of_rows_and_sums_see_one_wrong_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import torch
+    from rows import Workload
+
+    work = Workload(1, 2, 40, hidden=128, num_experts=8, top_k=2)
+    x = work._row(0, work.source, work.token)
+    ids, weights = work._experts[work.source, work.token], work._weights[work.source, work.token]
+    here = ids >= 4
+    experts, weights = torch.where(here, ids - 4, -1), torch.where(here, weights, 0)
+    assert work.wrong_rows(x, experts, weights) == 0
+    sums = torch.zeros((40, 128))
+    for reader in range(2):
+        rows = work._row(1 + reader, 1, torch.arange(40)).float()
+        sums += rows * work.reads[1, :, reader].unsqueeze(1)
+    assert work.wrong_sums(sums.to(torch.bfloat16)) == 0
+
+    swapped = torch.cat([x[1:2], x[:1], x[2:]])
+    assert work.wrong_rows(swapped, experts, weights) > 100
+    experts[3, 1] += 1
+    weights[5, 0] += 1
+    assert work.wrong_rows(x, experts, weights) == 2
+    sums[7, 9] += 1
+    assert work.wrong_sums(sums.to(torch.bfloat16)) == 1
+    assert work.wrong_rows(x[1:], experts[1:], weights[1:]) > 0

@@ -218,7 +218,7 @@ def _numbers(text):
 def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--starts", type=int, default=3, help="process starts (3 or more for a record)")
-    parser.add_argument("--seconds", type=float, default=8, help="per configuration and start, about")
+    parser.add_argument("--seconds", type=float, default=5, help="per configuration and start, about")
     parser.add_argument("--least-iterations", type=int, default=5)
     parser.add_argument("--ranks", type=_numbers, default=RANKS, help="default: 2,4")
     parser.add_argument("--tokens", type=_numbers, default=TOKENS, help="default: 1024,4096")
