@@ -22,7 +22,8 @@ _new = torch_library().new  # of rows, which may be large
 DISPATCH = Method("Buffer.dispatch", op="route", names={
     **HANDLE_NAMES, "routing.experts": "topk_idx", "routing.weights": "topk_weights", "routing.ranks": "is_token_in_rank",
     "routing.pairs_per_expert": "num_tokens_per_expert", "shape.num_experts": "num_tokens_per_expert.shape[0] (experts)",
-    "shape.top_k": "topk_idx.shape[1]", "top_k": "topk_idx.shape[1]", "shape.hidden": "x.shape[1] (hidden)", "x.x": "x", "x.scales": "scales",
+    "shape.top_k": "topk_idx.shape[1]", "top_k": "topk_idx.shape[1]", "shape.hidden": "x.shape[1] (hidden)",
+    "x.x": "x", "x.scales": "scales",
     "x.experts": "topk_idx", "x.weights": "topk_weights", "experts": "topk_idx", "weights": "topk_weights",
     "ranks": "is_token_in_rank", "pairs_per_expert": "num_tokens_per_expert", "out.x": "recv_x",
     "rows_bytes": "num_nvl_bytes", "budget.rows_bytes": "num_nvl_bytes", "options.num_sms": "config.num_sms",

@@ -41,7 +41,8 @@ def answer(rank: int, rows: torch.Tensor) -> torch.Tensor:
 
 CASES = [  # ranks, tokens per rank, top-k, experts, duplicates
     (2, (16, 16), 2, 8, False), (3, (5, 0, 19), 3, 8, False), (4, (7, 33, 1, 20), 4, 16, False),
-    (2, (0, 0), 2, 4, False), (3, (12, 12, 12), 8, 10, True), (4, (6, 6, 6, 6), 1, 2, False), (1, (9,), 2, 4, False), (4, (40, 3, 40, 0), 4, 6, True)]
+    (2, (0, 0), 2, 4, False), (3, (12, 12, 12), 8, 10, True), (4, (6, 6, 6, 6), 1, 2, False),
+    (1, (9,), 2, 4, False), (4, (40, 3, 40, 0), 4, 6, True)]
 
 
 @pytest.mark.parametrize("num_ranks, tokens, top_k, num_experts, duplicates", CASES)
@@ -222,8 +223,10 @@ def test_combine_of_other_types_and_of_another_hidden(dtype):
     def body(comm):
         buffer = make_buffer(comm)
         handle = dispatch(buffer, inputs, 6)[4]
-        answers = [torch.randn((len(received(inputs, rank, 6).places), 24), generator=torch.Generator().manual_seed(rank)).to(dtype)
-                   for rank in range(3)]
+        answers = []
+        for rank in range(3):
+            shape = (len(received(inputs, rank, 6).places), 24)
+            answers.append(torch.randn(shape, generator=torch.Generator().manual_seed(rank)).to(dtype))
         sums = buffer.combine(answers[buffer.rank], handle, config=Config(2))[0]
         assert sums.dtype == dtype and torch.equal(sums, combined(inputs, buffer.rank, 6, answers))
         buffer.destroy()

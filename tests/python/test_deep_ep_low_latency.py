@@ -96,12 +96,15 @@ def test_round_trip_bf16(num_ranks, tokens, hidden, top_k, num_experts, duplicat
             assert view.numel() == 0 or view.data_ptr() % 16 == 0 and view.stride(1) * 2 % 16 == 0
             assert buffer.get_next_low_latency_combine_buffer(list(handle)).data_ptr() == view.data_ptr()
         x = fill(rows, inputs, me, num_experts, view)
+        if view is not None:
+            x = torch.full(rows.shape, NAN, dtype=torch.bfloat16)  # its data is ignored
         out = torch.full(given.x.shape, NAN, dtype=torch.bfloat16) if mode == "async" else None
-        sums, event, hook = buffer.low_latency_combine(x, given.ids, given.weights, handle, zero_copy=mode == "zero_copy", out=out,
+        sums, event, hook = buffer.low_latency_combine(x, given.ids, given.weights, handle, zero_copy=view is not None, out=out,
                                                        **how)
         finish(event, hook)
         assert out is None or sums is out
-        assert sums.dtype == torch.bfloat16 and torch.equal(sums, weighted(inputs, me, num_experts, answers_of(inputs, num_experts)))
+        assert sums.dtype == torch.bfloat16
+        assert torch.equal(sums, weighted(inputs, me, num_experts, answers_of(inputs, num_experts)))
         # A second time, with a list of clones.
         again = buffer.low_latency_combine(fill(rows, inputs, me, num_experts), given.ids, given.weights,
                                            [part.clone() if isinstance(part, torch.Tensor) else part for part in handle])
@@ -158,7 +161,8 @@ def test_bf16_rows_are_bits():
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_the_hint_is_enough(num_ranks):
     """Small rows, many choices, fewer experts than ranks: what takes most beside V1's arithmetic. Each call in each form."""
-    shapes = [(1, 8, 1, 1), (64, 8, 32, 32), (1, 16, 2, 2), (128, 16, 32, 32), (32, 128, 33, 32), (17, 2880, 4, 4), (64, 1024, 2, 1)]
+    shapes = [(1, 8, 1, 1), (64, 8, 32, 32), (1, 16, 2, 2), (128, 16, 32, 32), (32, 128, 33, 32), (17, 2880, 4, 4),
+              (64, 1024, 2, 1)]
 
     def body(comm):
         for max_tokens, hidden, num_experts, top_k in shapes:
@@ -225,10 +229,12 @@ def test_statistics_are_added():
             if hook is not None:
                 hook()
             assert torch.equal(stats, 100 + turn * count)
+            if turn == 2 and buffer.rank == 1:
+                threading.Event().wait(0.05)
             buffer.low_latency_combine(rows, given.ids, given.weights, handle, combine_wait_recv_cost_stats=waited_too)
         assert (waited >= 7).all() and (waited_too >= 7).all()
         if buffer.rank == 0:
-            assert waited[1] >= 7 + 30_000_000
+            assert waited[1] >= 7 + 30_000_000 and waited_too[1] >= 7 + 30_000_000
         buffer.destroy()
 
     run(2, body)
@@ -287,7 +293,7 @@ def test_a_hook_keeps_its_tensors_and_may_be_forgotten():
 
 
 def test_both_modes_alternate_in_one_buffer():
-    """xtuner and LMDeploy: one Buffer with the hinted sizes, cleaned at every switch; M, E and hidden change from call to call."""
+    """xtuner and LMDeploy: one Buffer of the hinted sizes, cleaned at every switch; M, E, hidden change from call to call."""
     inputs = make_inputs(2, (20, 9), 128, 2, 6)
     other = make_inputs(2, (3, 4), 64, 1, 3)
 
@@ -331,6 +337,21 @@ def test_combine_of_another_hidden_by_a_rebuilt_handle():
         sums = buffer.low_latency_combine(x, given.ids, given.weights, rebuilt)[0]
         assert torch.equal(sums, weighted(inputs, buffer.rank, 4, answers_of(inputs, 4)).repeat(1, 2))
         assert buffer.get_next_low_latency_combine_buffer(rebuilt).shape == (2, 2 * M, 256)
+        buffer.destroy()
+
+    run(2, body)
+
+
+def test_cleaning_is_a_barrier():
+    late = threading.Event()
+
+    def body(comm):
+        buffer = make_buffer(comm, 128, 6)
+        if buffer.rank == 1:
+            threading.Event().wait(0.05)
+            late.set()
+        buffer.clean_low_latency_buffer(num_max_dispatch_tokens_per_rank=M, hidden=128, num_experts=6)
+        assert late.is_set()
         buffer.destroy()
 
     run(2, body)
