@@ -83,7 +83,7 @@ def run_threads(num_ranks: int, body: Callable[[Bootstrap], Any]) -> List[Any]:
     def run(rank: int) -> None:
         try:
             results[rank] = body(group.member(rank))
-        except BaseException as error:  # noqa: BLE001: it is raised again below
+        except BaseException as error:  # it is raised again below
             failures[rank] = error
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(num_ranks)]

@@ -18,10 +18,10 @@ class Communicator:
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: List[Any]) -> None:
         self._rank, self._size, self._barrier, self._board = rank, size, barrier, board
 
-    def Get_rank(self) -> int:  # noqa: N802: mpi4py's name
+    def Get_rank(self) -> int:  # mpi4py's name
         return self._rank
 
-    def Get_size(self) -> int:  # noqa: N802
+    def Get_size(self) -> int:
         return self._size
 
     def allgather(self, mine: Any) -> List[Any]:
@@ -42,7 +42,7 @@ def run(num_ranks: int, body: Callable[[Communicator], Any], timeout_s: float = 
     def run_rank(rank: int) -> None:
         try:
             results[rank] = body(Communicator(rank, num_ranks, barrier, board))
-        except BaseException as error:  # noqa: BLE001: raised again below
+        except BaseException as error:  # raised again below
             failures[rank] = error
             barrier.abort()
 
