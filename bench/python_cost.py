@@ -236,6 +236,7 @@ def measure_rank(rank, num_ranks, options):
     import torch.distributed as dist
     from rows import Workload
 
+    ranks.bind_to_core(rank, num_ranks)
     work = Workload(rank, num_ranks, options["tokens"], options["hidden"], options["experts"], options["topk"])
     data = _Data(work)
     low_latency = anyep.low_latency_bytes(num_experts=work.num_experts, top_k=work.top_k, hidden=work.hidden,
@@ -256,7 +257,7 @@ def measure_rank(rank, num_ranks, options):
                 for op, times in zip(one.STEPS[kind], steps):
                     us[who, kind, op] += times if turn >= 0 else []
     for who, one in everyone.items():
-        _write_lines(who, one, us, work, options["out"])
+        _write_lines(who, one, us, work, options)
     if "c++" in everyone:
         everyone["c++"].close()
     del everyone, one
@@ -264,7 +265,7 @@ def measure_rank(rank, num_ranks, options):
     buffer.destroy()
 
 
-def _write_lines(who, one, us, work, out):
+def _write_lines(who, one, us, work, options):
     wrong = ranks.total(one.wrong())
     for (name, kind, op), times in us.items():
         if name != who:
@@ -274,8 +275,8 @@ def _write_lines(who, one, us, work, out):
             continue
         line = {"who": who, "kind": kind, "op": op, "dtype": "bf16", "tokens": work.tokens, "hidden": work.hidden,
                 "topk": work.top_k, "experts": work.num_experts, "ranks": work.num_ranks, "routing": work.routing,
-                "us": slowest, "wrong": wrong, **this_machine()}
-        with open(out, "a", encoding="utf-8") as file:
+                "us": slowest, "wrong": wrong, **options["machine"]}
+        with open(options["out"], "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -363,7 +364,7 @@ def print_records(records):
 def measure(arguments):
     figures = {}
     options = {"tokens": arguments.tokens, "hidden": arguments.hidden, "experts": arguments.experts,
-               "topk": arguments.topk, "calls": arguments.calls,
+               "topk": arguments.topk, "calls": arguments.calls, "machine": this_machine(),
                "library": str(arguments.library) if arguments.library.is_file() else None}
     for start in range(arguments.starts):
         for num_ranks in arguments.ranks:

@@ -88,7 +88,7 @@ def rates(figure, p50, ceiling):
 
 
 def this_machine():
-    """What lines say of the machine, as src of the C++ benchmarks do: cpu, cores, kernel."""
+    """What lines say of the machine, in the words of bench/support/machine.h. Ask before a rank is bound to a core."""
     model = "unknown"
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
