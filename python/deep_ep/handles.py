@@ -24,10 +24,10 @@ def _column(matrix: torch.Tensor, num_ranks: int, column: int) -> Any:
 def make_handle(native: Any, rank: int, num_ranks: int, num_rows: int, is_token_in_rank: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     """Specification 9.1. ``num_rows``: rows of the outputs; where they were not counted, [3] has rows to spare or lacks some."""
     num_tokens = is_token_in_rank.shape[0]
-    prefix = torch.zeros((num_ranks, num_ranks), dtype=torch.int32, device=_CPU)
-    tokens = torch.empty((num_ranks, 1), dtype=torch.int32, device=_CPU)
-    source = torch.empty((max(num_rows, native.num_rows()),), dtype=torch.int32, device=_CPU)
-    place = torch.empty((num_tokens, num_ranks), dtype=torch.int32, device=_CPU)
+    prefix = torch.zeros(num_ranks, num_ranks, dtype=torch.int32, device=_CPU)
+    tokens = torch.empty(num_ranks, 1, dtype=torch.int32, device=_CPU)
+    source = torch.empty(max(num_rows, native.num_rows()), dtype=torch.int32, device=_CPU)
+    place = torch.empty(num_tokens, num_ranks, dtype=torch.int32, device=_CPU)
     native.copy_arrays(_column(prefix, num_ranks, rank), _View(place.data_ptr(), _INT32, (num_tokens, num_ranks)),
                        _View(source.data_ptr(), _INT32, source.shape), _View(tokens.data_ptr(), _INT32, (num_ranks,)))
     if source.shape[0] > num_rows:  # num_worst_tokens was too small, which the dispatch reports

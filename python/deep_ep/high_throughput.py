@@ -171,9 +171,9 @@ class Send:
         out, out_view, out_scales, out_scales_view = payload.outputs(engine._native, num_rows, self.in_window)
         out_ids = out_weights = out_ids_view = out_weights_view = None
         if topk_idx is not None and topk_weights is not None:
-            out_ids = torch.empty((num_rows, top_k), dtype=topk_idx.dtype, device=_CPU)
+            out_ids = torch.empty(num_rows, top_k, dtype=topk_idx.dtype, device=_CPU)
             out_ids_view = view("dispatch", "recv_topk_idx", out_ids)
-            out_weights = torch.empty((num_rows, top_k), dtype=topk_weights.dtype, device=_CPU)
+            out_weights = torch.empty(num_rows, top_k, dtype=topk_weights.dtype, device=_CPU)
             out_weights_view = view("dispatch", "recv_topk_weights", out_weights)
         event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, [], out_view,
                                         out_scales_view, out_ids_view, out_weights_view, [], 0.0, self.num_sms, [],

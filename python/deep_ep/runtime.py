@@ -120,4 +120,8 @@ class Runtime:
     def forget(self) -> bool:
         """Local: for the destructor. Was there an engine?"""
         engine, self.engine = self.engine, None
-        return engine is not None
+        if engine is None:
+            return False
+        engine.__dict__.pop("_native", None)  # now, though hooks that nobody called may still know the engine
+        engine._sends.clear()
+        return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any, List
 
 import pytest
@@ -290,6 +292,42 @@ def test_a_hook_keeps_its_tensors_and_may_be_forgotten():
             late()
 
     run(2, body)
+
+
+@pytest.mark.parametrize("how", ["drop", "destroy"])
+def test_a_buffer_that_ends_with_an_open_hook_keeps_nothing(how, monkeypatch):
+    """At once, not when the garbage collector comes: peers learn of it, and the tensors are free."""
+    monkeypatch.setenv("ANYEP_CLOSE_TIMEOUT_S", "0.2")
+    inputs = make_inputs(2, (20, 9), 128, 2, 6)
+
+    def body(comm):
+        buffer = make_buffer(comm, 128, 6)
+        given = inputs[buffer.rank]
+        if buffer.rank == 0:
+            x = given.x.clone()
+            gone = weakref.ref(x)
+            hook = buffer.low_latency_dispatch(x, given.ids, M, 6, return_recv_hook=True)[4]
+            comm.allgather(None)
+            if how == "destroy":
+                buffer.destroy()
+            del x, buffer
+            with pytest.raises(deep_ep.StateError):
+                hook()
+            del hook
+            assert gone() is None
+            comm.allgather(None)
+        else:
+            buffer.low_latency_dispatch(given.x, given.ids, M, 6, return_recv_hook=True)[4]()
+            comm.allgather(None)
+            comm.allgather(None)
+            with pytest.raises(deep_ep.PeerDeadError):
+                buffer.low_latency_dispatch(given.x, given.ids, M, 6)
+
+    gc.disable()
+    try:
+        run(2, body)
+    finally:
+        gc.enable()
 
 
 def test_both_modes_alternate_in_one_buffer():
