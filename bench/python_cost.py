@@ -12,7 +12,6 @@ import argparse
 import collections
 import ctypes
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -217,8 +216,6 @@ class _Data:
 
     def wrong_pair(self, slabs, source, ranges, out):
         """Rows exactly. The sums of K products, a rank's rounded to bfloat16 before they are added: within 2^-7 of |x| sum |w|."""
-        import torch
-
         wrong = 0
         for expert, row in enumerate(ranges.tolist()):
             for rank, packed in enumerate(row):

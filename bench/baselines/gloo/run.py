@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import ranks  # noqa: E402
-from records import (RESULTS, SHAPE_FIELDS, Figure, base_record, median, print_end, rates, revision, rounded, spread,  # noqa: E402
+from records import (RESULTS, SHAPE_FIELDS, Figure, base_record, print_end, rates, revision, rounded, spread,  # noqa: E402
                      this_machine, verdict, write)
 
 RANKS, TOKENS, HIDDEN = (2, 4), (1024, 4096), 7168
