@@ -363,6 +363,27 @@ def test_both_modes_alternate_in_one_buffer():
     run(2, body)
 
 
+@pytest.mark.parametrize("hook", [False, True])
+def test_exact_combine_rounds_once(hook, monkeypatch):
+    monkeypatch.setenv("ANYEP_COMBINE", "exact")
+    inputs = make_inputs(3, (20, 9, 14), 128, 5, 6, seed=1)
+
+    def body(comm):
+        buffer = make_buffer(comm, 128, 6)
+        me, given = buffer.rank, inputs[buffer.rank]
+        rows, _, handle, _, _ = buffer.low_latency_dispatch(given.x, given.ids, M, 6, use_fp8=False)
+        sums, _, receive = buffer.low_latency_combine(fill(rows, inputs, me, 6), given.ids, given.weights, handle,
+                                                      return_recv_hook=hook)
+        if hook:
+            receive()
+        answers = answers_of(inputs, 6)
+        assert torch.equal(sums, weighted(inputs, me, 6, answers, exact=True))
+        assert not torch.equal(sums, weighted(inputs, me, 6, answers))
+        buffer.destroy()
+
+    run(3, body)
+
+
 def test_combine_of_another_hidden_by_a_rebuilt_handle():
     inputs = make_inputs(2, (6, 9), 128, 2, 4)
 

@@ -152,22 +152,22 @@ def pack_ue8m0(stored: Tensor) -> Tensor:
     return exponents.view(torch.int32)
 
 
-def weighted(inputs: Sequence[Inputs], me: int, num_experts: int, answers: Sequence[Tensor]) -> Tensor:
-    """Specification 10.3. ``answers[expert]``: its rows in the order of its slab."""
+def weighted(inputs: Sequence[Inputs], me: int, num_experts: int, answers: Sequence[Tensor], exact: bool = False) -> Tensor:
+    """Specification 10.3. ``answers[expert]``: its rows in the order of its slab. ``exact``: one rounding."""
     num_ranks = len(inputs)
     given = inputs[me]
     out = torch.zeros((given.ids.shape[0], answers[0].shape[1]), dtype=torch.bfloat16)
     rows_of = [{place: row for row, place in enumerate(slab(inputs, expert).places)} for expert in range(num_experts)]
     for token, row in enumerate(given.ids.tolist()):
         total = torch.zeros(answers[0].shape[1], dtype=torch.float32)
-        for rank in range(num_ranks):
-            mine = block(rank, num_ranks, num_experts)
+        everything = range(num_experts)
+        for mine in [everything] if exact else [block(rank, num_ranks, num_experts) for rank in range(num_ranks)]:
             sums = torch.zeros_like(total)
             for slot, expert in enumerate(row):
                 if expert not in mine:
                     continue
                 term = given.weights[token, slot].double() * answers[expert][rows_of[expert][me, token]].double()
                 sums = (term + sums.double()).float()  # exact before it is rounded: a fused multiply-add
-            total += sums.bfloat16().float()
+            total += sums if exact else sums.bfloat16().float()
         out[token] = total.bfloat16()
     return out
