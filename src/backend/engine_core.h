@@ -158,10 +158,20 @@ class Engine::Core {
     }
   }
 
+  /// The same; what went wrong before is this rank's own, and the peers do not wait for an op that never begins here.
+  void await_or_refuse(const std::vector<Event>& after, const Call& call) {
+    try {
+      await(after, call);
+    } catch (const Error& error) {
+      if (!spares_the_engine(error.code)) throw;
+      throw refused(call, error);
+    }
+  }
+
   /// Inline when the caller waits, else on the worker.
   Event submit(const Call& call, const Options& options, std::function<void()> body) {
     auto task = [this, call, after = options.after, body = std::move(body)] {
-      await(after, call);
+      await_or_refuse(after, call);
       body();
       first_done = true;
     };

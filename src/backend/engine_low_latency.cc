@@ -43,7 +43,7 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
   const std::uint64_t sent = core.num_low_latency_sends;
   core.unreceived.push_back(sent);
   core.queue.run([&core, op, send] {
-    core.await(op->options.after, op->call);
+    core.await_or_refuse(op->options.after, op->call);
     (core.backend.get()->*send)(*op);
   });
   pending->receive = [self = core.self, op, sent, receive, pending_state = pending.get()]() -> Event {

@@ -159,6 +159,7 @@ class Group final : public control::Listener {
     Error error;
   };
   std::vector<Refusal> refusals_;
+  std::optional<std::uint32_t> refused_call_;  ///< the last one that this rank refused itself: peers' news of it is old
   std::uint32_t running_call_ = 0;             ///< 0 = none
   std::vector<std::uint8_t> closing_, ended_;  ///< [ranks] said goodbye; will say nothing more
   std::vector<Readmission> readmissions_;      ///< [ranks]

@@ -132,6 +132,7 @@ void Group::refused(std::uint32_t call, const Error& error) noexcept {
 
 void Group::forget_refusals(std::uint32_t call) noexcept {
   const std::lock_guard lock(mutex_);
+  refused_call_ = call;
   std::erase_if(refusals_, [call](const Refusal& one) { return !protocol::not_before(one.call, call + 1); });
 }
 
@@ -188,6 +189,8 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
       bool running = false;
       {
         const std::lock_guard lock(mutex_);
+        // Of a call that this rank has refused too: not to be taken, later, for why the peer leaves.
+        if (refused_call_ && !protocol::not_before(call, *refused_call_ + 1)) break;
         refusals_.push_back({call, error});
         running = running_call_ == call;
       }

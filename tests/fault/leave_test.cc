@@ -140,6 +140,41 @@ TEST(LeaveTest, PeersLearnOfACallThatTheCallerRefusesAndWhatAllRefuseHarmsNobody
   });
 }
 
+TEST(LeaveTest, PeersLearnOfACallWhoseEarlierEventFailed) {
+  const LocalGroup group(2);
+  std::atomic<int> done = 0;
+  LocalGroup::run_threads(2, [&](int rank) {
+    Engine engine = make_engine(group, rank);
+    Task task(2, rank);
+    task.round(engine, 0);
+    Shape shape;
+    shape.num_experts = 2, shape.top_k = 1, shape.hidden = 8;
+    const std::vector<std::int64_t> ids(4, 0);
+    Routing routing;
+    routing.experts = TensorView::dense(ids.data(), DType::kI64, {4, 1});
+    Options wait;
+    wait.wait = true;
+    const Handle handle = engine.route(shape, routing, {}, wait);
+    std::vector<std::uint16_t> x(4 * 8), room(8 * 8);
+    const auto dispatch = [&](std::int64_t rows, const Options& options) {
+      Rows in, out;
+      in.x = TensorView::dense(x.data(), DType::kBF16, {4, 8});
+      out.x = TensorView::dense(room.data(), DType::kBF16, {rows, 8});
+      return engine.dispatch(in, handle, out, {}, options);
+    };
+    Options after = wait;
+    after.after = {dispatch(rank == 0 ? 3 : 8, {})};  // rank 0 has too little room, which is its own affair
+    try {
+      dispatch(8, after);
+      ADD_FAILURE() << "rank " << rank;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, rank == 0 ? ErrorCode::kCapacity : ErrorCode::kAborted) << error.what();
+      EXPECT_THAT(error.what(), HasSubstr("room for 3"));
+    }
+    for (++done; done < 2;) std::this_thread::sleep_for(1ms);
+  });
+}
+
 // ---- destructors -----------------------------------------------------------------------------------------------------
 
 std::int64_t time_of(const std::function<void()>& what) {
