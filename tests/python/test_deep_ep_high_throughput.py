@@ -193,6 +193,20 @@ def test_surplus_rows_are_dropped_and_reported_and_the_buffer_goes_on():
     run(2, body)
 
 
+def test_peers_of_a_call_after_a_failed_event_learn_of_it():
+    inputs = make_inputs(2, (12, 12), HIDDEN, 4, 4)
+
+    def body(comm):
+        buffer = make_buffer(comm)
+        handle = dispatch(buffer, inputs, 4)[4]
+        event = dispatch(buffer, inputs, 4, num_worst_tokens=3 if buffer.rank == 0 else 24, async_finish=True)[5]
+        with pytest.raises(deep_ep.CapacityError if buffer.rank == 0 else deep_ep.PeerDeadError, match="room for 3"):
+            buffer.dispatch(inputs[buffer.rank].x, handle=handle, previous_event=event)
+        comm.allgather(None)
+
+    run(2, body, timeout_s=20)
+
+
 def bias_of(rank: int, salt: int, tokens: int) -> torch.Tensor:
     return torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(10 * rank + salt)).bfloat16()
 

@@ -124,6 +124,11 @@ def slab(inputs: Sequence[Inputs], expert: int) -> Slab:
     return Slab(places, begin, count)
 
 
+def expert_rows(inputs: Sequence[Inputs], expert: int) -> Tensor:
+    places = slab(inputs, expert).places
+    return torch.stack([inputs[source].x[token] for source, token in places]) if places else inputs[0].x[:0]
+
+
 def cast_fp8(x: Tensor, round_scale: bool) -> Tuple[Tensor, Tensor]:
     """Specification 10.1: E4M3 values and float32 scales of rows [n, H]."""
     num_rows, hidden = x.shape
