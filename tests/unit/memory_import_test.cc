@@ -102,7 +102,10 @@ TEST(MemoryImport, AHeaderOfRandomBytesOrFlippedBitsIsRefused) {
     if (round % 4 == 0) {
       for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(random());
     } else {
-      for (int flip = 0; flip <= round % 3; ++flip) bytes[random() % sizeof bytes] ^= 1 << random() % 8;
+      for (int flip = 0; flip <= round % 3; ++flip) {
+        unsigned char& byte = bytes[random() % sizeof bytes];
+        byte = static_cast<unsigned char>(byte ^ 1u << random() % 8);
+      }
     }
     if (std::memcmp(bytes, &right, sizeof right) == 0) continue;  // flipped and flipped back
     std::memcpy(&peer.header(), bytes, sizeof bytes);
