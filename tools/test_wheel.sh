@@ -12,7 +12,7 @@ passed=0 failed=0
 check() { # title, command...
   local title=$1 log
   shift
-  log=$("$@" 2>&1)
+  log=$("$@" 2>&1 | tr -d "\000")
   if [[ $? -eq 0 ]]; then passed=$((passed + 1)); echo "ok: $title"
   else failed=$((failed + 1)); printf 'FAILED: %s\n%s\n' "$title" "$(tail -n 15 <<<"$log")"
   fi
@@ -30,7 +30,7 @@ make_wheel() { # folder, pip arguments...
 has() { grep -q "$2" <<<"$("$python" -m zipfile -l "$1"/anyep-*.whl)"; }
 lacks() { ls "$1"/anyep-*.whl && ! has "$@"; }
 
-check "a wheel is built" make_wheel $work/whole
+check "a wheel is built" make_wheel $work/whole -C cmake.define.ANYEP_DEEP_EP=ON
 check "it holds the type stubs" has $work/whole '^anyep/_native\.pyi'
 check "it holds deep_ep and its shim" has $work/whole '^deep_ep_cpp/__init__\.py'
 check "it holds the command line tool" has $work/whole '^anyep/bin/anyep'
