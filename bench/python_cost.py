@@ -331,7 +331,8 @@ def import_record(commit, command, count=10):
         return times[1:]
     times = seconds("import sys, anyep; assert 'torch' not in sys.modules")
     record = base_record(this_machine(), commit)
-    record.update({"op": "import", "kind": "import", "tokens": 0, "ranks": 0, "api": "anyep", "us_p50": rounded(1e6 * median(times), 1), "iters": count,
+    record.update({"op": "import", "kind": "import", "tokens": 0, "ranks": 0, "api": "anyep",
+                   "us_p50": rounded(1e6 * median(times), 1), "iters": count,
                    "us_p99": rounded(1e6 * max(times), 1), "bare_us_p50": rounded(1e6 * median(seconds("pass")), 1),
                    "wrong": 0, "bar": {"us_p50": 1e6 * IMPORT_BAR_S}})
     record["pass"] = median(times) <= IMPORT_BAR_S
