@@ -136,26 +136,29 @@ def test_engines_are_not_pickled_and_a_second_thread_is_refused_a_call():
         with pytest.raises(TypeError):
             pickle.dumps(anyep.Event())
         if engine.rank == 0:
-            failures = []
-            started = threading.Event()
+            refusals = []
+
+            def refused(call):
+                try:
+                    call()
+                except anyep.StateError as error:
+                    return "another thread" in str(error)
+                return False
 
             def first():
-                started.set()
-                engine.barrier()
+                while refused(engine.barrier):  # masks() of the other thread may be in time
+                    pass
 
             thread = threading.Thread(target=first)
             thread.start()
-            started.wait()
-            deadline = time.monotonic() + 5
-            while not failures and time.monotonic() < deadline:
-                try:
-                    engine.masks()
-                except anyep.StateError as error:
-                    if "another thread" in str(error):
-                        failures.append(error)
+            deadline = time.monotonic() + 20
+            while not refusals and time.monotonic() < deadline:
+                if refused(engine.masks) and thread.is_alive():
+                    refusals.append(True)
+                time.sleep(0.001)
             go.set()
             thread.join()
-            assert failures
+            assert refusals
         else:
             go.wait()
             engine.barrier()
