@@ -218,10 +218,11 @@ bool Rendezvous::call_door(int peer) {
     }
     core::throw_resource(step_.op, fmt::format("connecting to rank {} at {}", peer, card(peer).words()), errno);
   }
-  link(peer) = introduce(std::move(socket));
   Greeting hello = greeting(FrameKind::kHello, peer);
   hello.door = card(peer).door;
+  // What may fail comes before the link: over a link without a hello, the news of a failure would be a stranger's.
   hello.challenge = challenges_[static_cast<std::size_t>(peer)] = make_key();
+  link(peer) = introduce(std::move(socket));
   if (send_packet(link(peer).socket.get(), bytes_of(hello)) != Io::kDone) leave(peer);
   return true;
 }
