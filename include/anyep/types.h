@@ -127,7 +127,7 @@ struct ExpertSlabs {
   TensorView range;   ///< [local_experts, num_ranks] int64: (begin << 32) | count of each source's rows
 };
 
-/// The four arrays a handle consists of (see handle.h).
+/// The four arrays a handle consists of (see handle.h). adopt() takes vectors of any stride: a matrix's column, say.
 struct HandleArrays {
   TensorView rows_until;  ///< [num_ranks] int32
   TensorView place;       ///< [num_tokens, num_ranks] int32

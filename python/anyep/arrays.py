@@ -49,8 +49,6 @@ class Typed:
 class _Torch:
     """torch on the CPU. Every tensor gets its type and device: users set defaults of their own."""
 
-    name = "torch"
-
     def __init__(self) -> None:
         torch = sys.modules["torch"]
         names = ("bool", "uint8", "int8", "int16", "int32", "int64", "float8_e4m3fn", "bfloat16", "float16", "float32",
@@ -65,9 +63,6 @@ class _Torch:
         if not tensor.is_cpu:
             raise ValueError(f"a tensor on the CPU is needed, this one is on {tensor.device}")
         return View(tensor.data_ptr(), self.code_of[tensor.dtype], tensor.shape, tensor.stride())
-
-    def dtype(self, tensor: Any) -> str:
-        return self.name_of[tensor.dtype]
 
     def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
         return self.new(shape, self.dtype_of[dtype])
@@ -87,7 +82,6 @@ class _Torch:
 class _Numpy:
     """numpy; element types that it lacks (bfloat16, float8_e4m3fn) come from ml_dtypes arrays or as Typed."""
 
-    name = "numpy"
     _RAW = {1: "uint8", 2: "uint16"}
 
     def __init__(self, extension: Optional[Dict[str, Any]] = None) -> None:
@@ -123,7 +117,8 @@ def _is_torch(kind: type) -> bool:
     return torch is not None and hasattr(torch, "Tensor") and issubclass(kind, torch.Tensor)
 
 
-def _torch_library() -> _Torch:
+def torch_library() -> _Torch:
+    """For an input of torch, and for modules that work on its tensors only: torch has been imported."""
     global _torch
     if _torch is None:
         _torch = _Torch()
@@ -145,7 +140,7 @@ def _is_extension(array: Any) -> bool:
 
 def _typed_view(typed: Typed) -> View:
     if _is_torch(type(typed.array)):
-        view = _torch_library().view(typed.array)
+        view = torch_library().view(typed.array)
         if _BYTES[view.dtype] != _BYTES[typed.dtype]:
             raise TypeError("the named element type has another size than the array's elements")
         return View(view.address, _CODES[typed.dtype], view.shape, view.strides)
@@ -163,7 +158,7 @@ def _view_function(kind: type) -> Callable[[Any], View]:
     if kind is Typed:
         function: Callable[[Any], View] = _typed_view
     elif _is_torch(kind):
-        function = _torch_library().view
+        function = torch_library().view
     else:
         function = _other_view
     _views[kind] = function
@@ -204,15 +199,10 @@ def library_of(array: Any) -> Any:
     if isinstance(array, Typed):
         return _numpy_library()
     if _is_torch(type(array)):
-        return _torch_library()
+        return torch_library()
     if _is_extension(array):
         return _Numpy(extension={array.dtype.name: array.dtype})
     return _numpy_library()
-
-
-def torch_library() -> _Torch:
-    """For modules that work on torch tensors only; torch has been imported by them."""
-    return _torch_library()
 
 
 def code_of(dtype: str) -> int:

@@ -131,13 +131,11 @@ class Engine:
             experts_view = None
         native = self._native.route(num_experts, top_k or 1, experts_view, optional_view(op, "ranks", ranks),
                                     optional_view(op, "pairs_per_expert", pairs_per_expert), timeout_s, list(after), wait)
-        keep: Tuple[Any, ...] = ()
         if not wait:
-            keep = (experts, ranks, pairs_per_expert)
-            self._hold(None, keep)
+            self._hold(None, (experts, ranks, pairs_per_expert))
         if _log_waits():
             _forward_log()
-        return Handle(native, keep, top_k)
+        return Handle(native)
 
     def make_rows(self, num_rows: int, hidden: int, dtype: str, *, num_scales: int = 0, scales_dtype: str = "float32",
                   like: Any = None) -> Rows:
@@ -171,8 +169,9 @@ class Engine:
 
         Args:
             x: [num_tokens, hidden] bfloat16, float16, float32, int8 or uint8 (opaque bytes), or with scales float8_e4m3fn; row
-                bytes a multiple of 16. scales: [num_tokens, any] float32 or int32, any strides. experts: [num_tokens, top_k] global ids and weights: [num_tokens, top_k] float32 travel with the
-                rows; extra: further [num_tokens, any] tensors likewise.
+                bytes a multiple of 16. scales: [num_tokens, any] float32 or int32, any strides.
+            experts: [num_tokens, top_k] global ids, weights: [num_tokens, top_k] float32 and extra: further [num_tokens, any]
+                tensors travel with the rows.
             out: where to; default: new rows, in the window where there is room. num_rows: rows of a new ``out``; default: as
                 many as come, for which the call waits. Rows past the last have experts -1 and are otherwise unspecified.
             num_sms: most threads; 0 = the plan chooses.

@@ -11,12 +11,10 @@ from .arrays import library_of, optional_view, view
 class Handle:
     """What ``route`` learned: serves any number of calls, in any order, at any later time. Values only."""
 
-    __slots__ = ("_native", "_keep", "top_k")
+    __slots__ = ("_native",)
 
-    def __init__(self, native: Any, keep: Tuple[Any, ...] = (), top_k: int = 0) -> None:
+    def __init__(self, native: Any) -> None:
         self._native = native
-        self._keep = keep
-        self.top_k = top_k
 
     @classmethod
     def adopt(cls, num_ranks: int, rank: int, rows_until: Any, place: Any, source: Any, tokens: Any) -> "Handle":

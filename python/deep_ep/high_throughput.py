@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, List, Optional, Tuple
 
 import torch
-from anyep import CapacityError, Event, _native
+from anyep import Event, _native
 from anyep.arrays import optional_view, torch_library, view
 
 from .calls import Method
@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 _View = _native.View
 _CODES = {name: code for name, (code, _) in _native.DTYPES.items()}
 _CPU = torch.device("cpu")
-_new = torch_library().new  # of rows, which may be large
+_TORCH = torch_library()
 
 DISPATCH = Method("Buffer.dispatch", op="route", names={
     **HANDLE_NAMES, "routing.experts": "topk_idx", "routing.weights": "topk_weights", "routing.ranks": "is_token_in_rank",
@@ -100,33 +100,25 @@ class _Payload:
         else:
             self.x_view = _bytes_of(x)
 
-    def outputs(self, native: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor], Any]:
-        """Rows in the window, where peers can put them at once, if there is room and the element type is the engine's."""
+    def outputs(self, engine: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor], Any]:
+        """Rows in the window where there is room, as the engine makes them; what it does not know as elements, elsewhere."""
         x, scales = self.x, self.scales
         hidden = x.shape[-1]
-        if in_window and num_rows > 0 and self.code is not None and x.dim() == 2:
-            columns = scales.shape[1] if scales is not None and scales.dim() == 2 else 0
-            try:
-                memory, scales_memory = _native.memories_of(native.make_rows(num_rows, hidden, self.code, columns))
-            except CapacityError:
-                pass
-            else:
-                out = torch.frombuffer(memory, dtype=x.dtype).view(num_rows, hidden)
-                out_view = _View(memory.address, self.code, (num_rows, hidden))
-                if scales is None:
-                    return out, out_view, None, None
-                if columns > 0 and scales.element_size() == 4:
-                    out_scales = torch.frombuffer(scales_memory, dtype=scales.dtype).view(num_rows, columns)
-                    return out, out_view, out_scales, view("dispatch", "recv_scales", out_scales)
-        out = _new((num_rows, hidden), x.dtype)
+        known = self.code is not None and x.dim() == 2 and (scales is None or scales.dim() == 2)
+        if in_window and known and (scales is None or scales.element_size() == 4):
+            names = _TORCH.name_of
+            out, out_scales, *_ = engine._rows(_TORCH, num_rows, hidden, names[x.dtype],
+                                               0 if scales is None else scales.shape[1],
+                                               "" if scales is None else names[scales.dtype])
+        else:
+            out, out_scales = _TORCH.new((num_rows, hidden), x.dtype), None
+        if scales is not None and out_scales is None:
+            out_scales = torch.empty((num_rows, *scales.shape[1:]), dtype=scales.dtype, device=_CPU)
         if self.code is not None:
             out_view = _View(out.data_ptr(), self.code, (num_rows, hidden))
         else:
             out_view = _View(out.data_ptr(), _CODES["uint8"], (num_rows, hidden * x.element_size()))
-        if scales is None:
-            return out, out_view, None, None
-        out_scales = torch.empty((num_rows, *scales.shape[1:]), dtype=scales.dtype, device=_CPU)
-        return out, out_view, out_scales, view("dispatch", "recv_scales", out_scales)
+        return out, out_view, out_scales, optional_view("dispatch", "recv_scales", out_scales)
 
 
 class Send:
@@ -148,7 +140,7 @@ class Send:
         engine = self.engine
         native, num_rows = adopt(DISPATCH, handle, engine.rank, engine.num_ranks)
         payload = _Payload(x)
-        out, out_view, out_scales, out_scales_view = payload.outputs(engine._native, num_rows, self.in_window)
+        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
         event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
                                         None, None, [], 0.0, self.num_sms, self.after, not self.async_finish)
         if self.async_finish:
@@ -168,7 +160,7 @@ class Send:
         native = engine._native.route(pairs.shape[0], top_k, ids_view, view("dispatch", "is_token_in_rank", token_in_rank),
                                       view("dispatch", "num_tokens_per_expert", pairs), 0.0, self.after, True)
         num_rows = num_worst_tokens or native.num_rows()
-        out, out_view, out_scales, out_scales_view = payload.outputs(engine._native, num_rows, self.in_window)
+        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
         out_ids = out_weights = out_ids_view = out_weights_view = None
         if topk_idx is not None and topk_weights is not None:
             out_ids = torch.empty(num_rows, top_k, dtype=topk_idx.dtype, device=_CPU)
@@ -225,7 +217,7 @@ def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor],
     weights_view = optional_view("combine", "topk_weights", topk_weights)
     bias_0, bias_1 = unpack_bias(bias)
     num_tokens = native.num_tokens()
-    out = _new((num_tokens, *x.shape[1:]), x.dtype)
+    out = _TORCH.new((num_tokens, *x.shape[1:]), x.dtype)
     out_weights = None
     if topk_weights is not None:
         out_weights = torch.empty((num_tokens, *topk_weights.shape[1:]), dtype=topk_weights.dtype, device=_CPU)

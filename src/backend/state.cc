@@ -124,10 +124,16 @@ std::vector<std::int32_t> copy_int32(const char* name, const TensorView& view, c
   };
   if (view.dtype != DType::kI32) core::throw_argument(kAdopt, name, name_of(view.dtype), "int32");
   if (view.shape != shape) core::throw_argument(kAdopt, name, text(view.shape), text(shape));
-  if (!view.is_dense()) core::throw_argument(kAdopt, name, "a view with gaps", "a dense array");
-  const auto count = static_cast<std::size_t>(view.num_elements());
-  if (count > 0 && view.data == nullptr) core::throw_argument(kAdopt, name, "a null pointer", "memory");
-  return {view.as<const std::int32_t>(), view.as<const std::int32_t>() + count};
+  const bool column = shape.dims == 1;
+  if (!column && !view.is_dense()) core::throw_argument(kAdopt, name, "a view with gaps", "a dense array");
+  std::vector<std::int32_t> values(static_cast<std::size_t>(view.num_elements()));
+  if (!values.empty() && view.data == nullptr) core::throw_argument(kAdopt, name, "a null pointer", "memory");
+  const auto* from = view.as<const std::int32_t>();
+  for (std::int32_t& value : values) {
+    value = *from;
+    from += column ? view.strides[0] : 1;
+  }
+  return values;
 }
 
 [[noreturn]] void refuse(const char* name, std::int64_t got, const std::string& allowed) {

@@ -33,14 +33,16 @@ void copy_arrays(const Handle& handle, const TensorView* rows_until, const Tenso
 
 Handle adopt(int num_ranks, int rank, const TensorView& rows_until, const TensorView& place, const TensorView& source,
              const TensorView& tokens) {
-  HandleArrays arrays{rows_until, place, source, tokens};
-  std::vector<std::int32_t> column;
-  if (rows_until.dtype == DType::kI32 && rows_until.shape.dims == 1 && rows_until.shape[0] == num_ranks) {
-    for (std::int64_t i = 0; i < num_ranks; ++i)
-      column.push_back(rows_until.as<std::int32_t>()[i * rows_until.strides[0]]);
-    arrays.rows_until = TensorView::dense(column.data(), DType::kI32, {num_ranks});
-  }
-  return Handle::adopt(num_ranks, rank, arrays);
+  return Handle::adopt(num_ranks, rank, {rows_until, place, source, tokens});
+}
+
+/// Vector `column` of a matrix.
+TensorView column_of(const TensorView& matrix, int column) {
+  TensorView view = matrix;
+  view.data = matrix.as<std::int32_t>() + column * matrix.strides[1];
+  view.shape = {matrix.shape[0]};
+  view.strides = {matrix.strides[0]};
+  return view;
 }
 
 void must_be(bool right, const char* argument, const char* allowed) {
@@ -73,17 +75,11 @@ Handle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const TensorV
     must_be((token_in_rank.as<std::uint8_t>()[at] != 0) == (place.as<std::int32_t>()[at] >= 0), "handle[4]",
             "true where handle[5] is not -1");
   }
-  std::vector<std::int32_t> rows_until, counts;
-  for (std::int64_t s = 0; s < num_ranks; ++s) {
-    rows_until.push_back(prefix.as<std::int32_t>()[s * prefix.strides[0] + rank * prefix.strides[1]]);
-    counts.push_back(tokens.as<std::int32_t>()[s * tokens.strides[0]]);
-  }
+  const TensorView rows_until = column_of(prefix, rank);
+  const std::int32_t num_rows = rows_until.as<std::int32_t>()[(num_ranks - 1) * rows_until.strides[0]];
   TensorView cut = source;
-  if (cut.shape.dims == 1 && rows_until.back() >= 0)
-    cut.shape[0] = std::min<std::int64_t>(cut.shape[0], rows_until.back());
-  return Handle::adopt(num_ranks, rank,
-                       {TensorView::dense(rows_until.data(), DType::kI32, {num_ranks}), place, cut,
-                        TensorView::dense(counts.data(), DType::kI32, {num_ranks})});
+  if (cut.shape.dims == 1 && num_rows >= 0) cut.shape[0] = std::min<std::int64_t>(cut.shape[0], num_rows);
+  return Handle::adopt(num_ranks, rank, {rows_until, place, cut, column_of(tokens, 0)});
 }
 
 }  // namespace
