@@ -20,12 +20,12 @@ namespace anyep::protocol {
 
 #if defined(__CUDACC__)
 template <class T>
-using SharedRef = cuda::atomic_ref<T, cuda::thread_scope_system>;
-using Order = cuda::std::memory_order;
-inline constexpr Order kRelaxed = cuda::std::memory_order_relaxed;
-inline constexpr Order kAcquire = cuda::std::memory_order_acquire;
-inline constexpr Order kRelease = cuda::std::memory_order_release;
-inline constexpr Order kSequential = cuda::std::memory_order_seq_cst;
+using SharedRef = ::cuda::atomic_ref<T, cuda::thread_scope_system>;
+using Order = ::cuda::std::memory_order;
+inline constexpr Order kRelaxed = ::cuda::std::memory_order_relaxed;
+inline constexpr Order kAcquire = ::cuda::std::memory_order_acquire;
+inline constexpr Order kRelease = ::cuda::std::memory_order_release;
+inline constexpr Order kSequential = ::cuda::std::memory_order_seq_cst;
 #else
 template <class T>
 using SharedRef = std::atomic_ref<T>;

@@ -16,7 +16,9 @@ namespace anyep::protocol {
 /// What every wait of one op looks at besides its word. Lives as long as the op.
 struct Waiter {
   std::uint64_t* abort = nullptr;  ///< own rank's abort word; nonzero = leave
-  Doorbell* doorbell = nullptr;    ///< own rank's; CPU only
+  std::uint32_t* left =
+      nullptr;  ///< GPU: set by the first thread of this rank that gives up; nullptr = one thread a rank
+  Doorbell* doorbell = nullptr;  ///< own rank's; CPU only
   FaultRecord* record = nullptr;
   std::uint64_t start_ns = 0;          ///< of the op
   std::uint64_t limit_ns = 0;          ///< of the op, from start_ns
@@ -41,12 +43,14 @@ inline constexpr unsigned kPollsPerCheck = 1000;
 ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t expected, std::uint64_t seen,
                               Ended ended) {
   leave_record(*w.record, ended, who, expected, seen, now_ns() - w.start_ns, w.limit_ns);
+  if (w.left != nullptr) Shared(*w.left).store(1, kRelaxed);  // its reader only leaves: nothing to order
   return ended;
 }
 
 /// The looks besides the word itself; kReached = go on waiting.
 ANYEP_HD inline Ended look_around(const Waiter& w, const Who& who) {
   if (w.masked != nullptr && Shared(w.masked[who.peer]).load(kRelaxed) != 0) return Ended::kMasked;
+  if (w.left != nullptr && Shared(*w.left).load(kRelaxed) != 0) return Ended::kAborted;
   if (Shared(*w.abort).load(kRelaxed) != 0) return Ended::kAborted;
   if (w.gone != nullptr && Shared(w.gone[who.peer]).load(kAcquire) != 0) return Ended::kPeerGone;
   if (w.announced != nullptr) {

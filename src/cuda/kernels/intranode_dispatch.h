@@ -1,0 +1,57 @@
+// High-throughput dispatch inside one NVLink domain, into rows that peers can write.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/kernels/places.h"
+#include "cuda/kernels/team.h"
+
+namespace anyep::cuda {
+
+/// A field of this rank's tokens that travels beside x. Elements of a row may lie apart.
+struct SideField {
+  const std::byte* data = nullptr;                  ///< null = does not travel
+  std::int64_t row_stride = 0, element_stride = 0;  ///< bytes
+  std::uint32_t element_bytes = 0, num_elements = 0;
+};
+
+struct DispatchParams {
+  Team team;
+  Places places;
+  const std::byte* x = nullptr;   ///< [num_tokens] rows; null with row_bytes 0: only the side fields travel
+  std::int64_t x_row_stride = 0;  ///< bytes
+  std::uint32_t row_bytes = 0;
+  SideField scales;   ///< 4-byte elements
+  SideField experts;  ///< global ids, 4 or 8 bytes
+  SideField weights;  ///< float32
+  SideField extra[Grant::kMaxExtra];
+  int num_experts = 0;                  ///< for ids
+  bool wide_ids_out = true;             ///< ids at the receivers: 8 or 4 bytes (equal on every rank)
+  Grant grant{};                        ///< of this rank as receiver; same for every sender
+  std::int32_t* final_place = nullptr;  ///< [num_tokens, num_ranks] final rows, or null
+  /// Rows beyond those received have ids of -1 up to here, the room; 0 = leave them (exact-size outputs).
+  std::int64_t mark_rest_until = 0;
+  const std::int32_t* rows_until = nullptr;  ///< [num_ranks], device
+};
+
+/// @pre every rank launches it with the same code; `num_sms` may differ
+void launch_dispatch(const DispatchParams& params, int num_sms, cudaStream_t stream);
+
+/// Copies rows between arrays of one GPU, any alignment: the way out of the window into tensors that peers cannot write.
+struct CopyRowsParams {
+  struct Field {
+    const std::byte* from = nullptr;
+    std::byte* to = nullptr;
+    std::uint32_t row_bytes = 0;
+    std::int64_t from_stride = 0, to_stride = 0;
+  } field[4 + Grant::kMaxExtra];
+  int num_fields = 0;
+  std::int64_t num_rows = 0;                 ///< at most; fewer if rows_until says so
+  const std::int32_t* rows_until = nullptr;  ///< last entry = rows there are; null = num_rows
+  int num_ranks = 1;
+};
+void launch_copy_rows(const CopyRowsParams& params, int num_sms, cudaStream_t stream);
+
+}  // namespace anyep::cuda
