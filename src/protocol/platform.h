@@ -20,7 +20,7 @@ namespace anyep::protocol {
 
 #if defined(__CUDACC__)
 template <class T>
-using SharedRef = ::cuda::atomic_ref<T, cuda::thread_scope_system>;
+using SharedRef = ::cuda::atomic_ref<T, ::cuda::thread_scope_system>;
 using Order = ::cuda::std::memory_order;
 inline constexpr Order kRelaxed = ::cuda::std::memory_order_relaxed;
 inline constexpr Order kAcquire = ::cuda::std::memory_order_acquire;
