@@ -22,15 +22,16 @@ SEES = {
     "reference": {"include", "core", "reference"},
     "backend": {"include", "core", "protocol", "bootstrap", "backend"},
     "simd": {"include", "core", "simd"},  # src/cpu/simd: hot loops that know nothing of ranks
-    "cpu": {"include", "core", "protocol", "bootstrap", "backend", "simd", "cpu"},
-    "cuda": {"include", "core", "protocol", "bootstrap", "backend", "cuda"},
+    "host": {"include", "core", "protocol", "bootstrap", "backend", "host"},
+    "cpu": {"include", "core", "protocol", "bootstrap", "backend", "host", "simd", "cpu"},
+    "cuda": {"include", "core", "protocol", "bootstrap", "backend", "host", "cuda"},
     "transport": {"include", "core", "protocol", "transport"},
     "cli": {"include", "core", "reference", "simd", "bench", "cli"},
     "bench": {"include", "core", "reference", "simd", "bench"},
     "examples": {"include"},
 }
 REGISTRY = re.compile(r"^src/backend/registry\.(cc|h)$")
-SRC_FOLDERS = {"core", "protocol", "bootstrap", "workload", "reference", "backend", "cpu", "cuda", "transport"}
+SRC_FOLDERS = {"core", "protocol", "bootstrap", "workload", "reference", "backend", "host", "cpu", "cuda", "transport"}
 
 CODE = {".h", ".cc", ".cu", ".cuh"}
 MAX_LINES, MAX_PUBLIC_LINES = 500, 200
@@ -151,7 +152,7 @@ def self_test():
         "src/cpu/m.h": "struct M {};\n",
         "docs/n.md": "TO" "DO: write\n",
         "docs/o.md": "see /ro" "ot/x\n",
-        "src/cpu/simd/r.cc": '#include "cpu/group.h"\n',
+        "src/cpu/simd/r.cc": '#include "host/group.h"\n',
         "examples/p.cc": '#include "core/layout.h"\n',
     }
     clean = {

@@ -15,7 +15,7 @@ std::unique_ptr<Backend> make_backend(const Budget& budget, const Topology& topo
     core::throw_error(ErrorCode::kUnsupported, "create",
                       "ANYEP_BACKEND = cuda, but this build has no CUDA backend. Use auto or cpu.");
   }
-  return std::make_unique<cpu::CpuBackend>(cpu::Group::create(budget, topology, tuning, bootstrap));
+  return std::make_unique<cpu::CpuBackend>(host::Group::create(budget, topology, tuning, bootstrap));
 }
 
 }  // namespace anyep::backend

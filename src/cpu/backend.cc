@@ -8,7 +8,7 @@
 #include "core/log.h"
 #include "core/routing.h"
 #include "core/tuning.h"
-#include "cpu/op_run.h"
+#include "host/op_run.h"
 #include "protocol/barrier.h"
 
 namespace anyep::cpu {

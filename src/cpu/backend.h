@@ -9,9 +9,11 @@
 
 #include "backend/backend.h"
 #include "core/check.h"
-#include "cpu/group.h"
+#include "host/group.h"
 
 namespace anyep::cpu {
+
+using namespace host;  // CPU ranks live wholly in the memory of their host
 
 class CpuBackend final : public backend::Backend {
  public:

@@ -15,7 +15,7 @@
 #include "core/layout.h"
 #include "cpu/backend.h"
 #include "cpu/fields.h"
-#include "cpu/op_run.h"
+#include "host/op_run.h"
 #include "cpu/simd/kernels.h"
 
 namespace anyep::cpu {

@@ -8,10 +8,12 @@
 #include "backend/backend.h"
 #include "core/layout.h"
 #include "core/routing.h"
-#include "cpu/group.h"
-#include "cpu/op_run.h"
+#include "host/group.h"
+#include "host/op_run.h"
 
 namespace anyep::cpu {
+
+using namespace host;  // CPU ranks live wholly in the memory of their host
 
 /// One half of a low-latency op.
 class LowLatencyRun {

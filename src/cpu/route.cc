@@ -12,7 +12,7 @@
 #include "core/limits.h"
 #include "core/routing.h"
 #include "cpu/backend.h"
-#include "cpu/op_run.h"
+#include "host/op_run.h"
 #include "protocol/counts.h"
 
 namespace anyep::cpu {

@@ -4,9 +4,9 @@
 #include <map>
 #include <random>
 
-#include "cpu/memory.h"
+#include "host/memory.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 namespace {
 
 TEST(Heap, HandsOutDisjointAlignedRangesAndTakesThemBack) {
@@ -50,4 +50,4 @@ TEST(Heap, AnEmptyHeapHasNothingToGive) {
 }
 
 }  // namespace
-}  // namespace anyep::cpu
+}  // namespace anyep::host

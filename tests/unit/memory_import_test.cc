@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "cpu/memory.h"
+#include "host/memory.h"
 #include "unit/thrown.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 namespace {
 
 using bootstrap::UniqueFd;
@@ -155,4 +155,4 @@ TEST(MemoryImport, ADescriptorThatIsNoSealedMemfdOfTheRightSizeIsRefused) {
 }
 
 }  // namespace
-}  // namespace anyep::cpu
+}  // namespace anyep::host

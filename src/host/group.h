@@ -1,4 +1,5 @@
-// The membership of one CPU rank in its group: everybody's windows, the watcher's ear, and how the group fails.
+// The membership of one rank in its group, whatever moves its rows: the windows by which hosts tell each other what they
+// do (and, of CPU ranks, the rows too), the watcher's ear, and how the group fails.
 #pragma once
 
 #include <anyep/bootstrap.h>
@@ -8,20 +9,22 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "bootstrap/control.h"
 #include "core/buffers.h"
-#include "cpu/memory.h"
+#include "host/memory.h"
 #include "protocol/doorbell.h"
 #include "protocol/handoff.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 
 /// Message::kind on the control links.
 enum MessageKind : std::uint32_t {
@@ -44,8 +47,14 @@ enum Gone : std::uint32_t { kHere = 0, kDead, kLeft };
 
 class Group final : public control::Listener {
  public:
-  /// Collective, all or none.
-  static std::unique_ptr<Group> create(const Budget&, const Topology&, const Tuning&, Bootstrap&);
+  /// Where rows, slots and low-latency regions lie: in this rank's host window, or in memory that a backend of its own
+  /// shares; then the host window holds words only.
+  enum class Payload : std::uint8_t { kHost, kElsewhere };
+  /// A step of create() between the exchange of host windows and the last vote: shares what the backend has.
+  using Share = std::function<void(control::Control&, const Group&, Deadline)>;
+  /// Collective, all or none. `share` runs on every rank; what it throws is every rank's failure.
+  static std::unique_ptr<Group> create(const Budget&, const Topology&, const Tuning&, Bootstrap&,
+                                       Payload = Payload::kHost, const Share& share = {});
   ~Group() override;
 
   int rank() const { return rank_; }
@@ -69,9 +78,13 @@ class Group final : public control::Listener {
   protocol::HandoffEnd consumer_end(core::Stream stream, int peer);
 
   // ---- failure ----
-  std::uint64_t* abort_word() { return &abort_; }
-  std::uint32_t* gone() { return gone_.data(); }      ///< [ranks] Gone
-  std::uint32_t* masked() { return masked_.data(); }  ///< [ranks] 1 = masked in low latency
+  std::uint64_t* abort_word() const { return failure_words_at<std::uint64_t>(0); }
+  std::uint32_t* gone() const { return failure_words_at<std::uint32_t>(core::kWordBytes); }  ///< [ranks] Gone
+  std::uint32_t* masked() const {  ///< [ranks] 1 = masked in low latency
+    return failure_words_at<std::uint32_t>(core::kWordBytes + core::round_up(4 * memories_.size(), core::kWordBytes));
+  }
+  /// The pages that hold these three, for a backend whose waits run on a device.
+  std::span<std::byte> failure_words() const { return {failure_words_.data(), failure_words_.bytes()}; }
   /// Keeps the first error, sets the abort word and tells the peers why this rank leaves. Later calls keep the first.
   void fail(const Error& error) noexcept;
   void refused(std::uint32_t call,
@@ -95,7 +108,7 @@ class Group final : public control::Listener {
   void end_half() noexcept;
   /// Is the peer left out of this turn? A turn that was sent without it is received without it.
   bool is_masked(int peer, std::uint32_t turn) const;
-  void set_mask(int peer, bool masked) noexcept;
+  void set_mask(int peer, bool mask) noexcept;
   /// By the caller: also takes back what was asked or agreed about a later turn.
   void mask(int peer) noexcept;
   /// Asks a masked peer over the control link to count this rank in again, from a turn that both agree on and neither has
@@ -134,13 +147,19 @@ class Group final : public control::Listener {
   void answer_readmission(int peer) noexcept;
   std::uint32_t turn_not_begun(std::uint32_t at_least, Readmission& readmission) const;
 
+  template <class T>
+  T* failure_words_at(std::uint64_t offset) const {
+    return reinterpret_cast<T*>(failure_words_.data() + offset);
+  }
+
   void connect(const Error* mine, Bootstrap&, Deadline);
   void compare(Deadline);
-  void share_memory(Deadline);
+  void share_memory(const Share& share, Deadline);
 
   int rank_ = 0;
   std::uint16_t generation_ = 0;
   Budget budget_;
+  Payload payload_ = Payload::kHost;
   Tuning tuning_;
   Topology topology_;
   core::WindowLayout layout_;
@@ -149,8 +168,7 @@ class Group final : public control::Listener {
   std::vector<std::uint32_t> sent_, taken_;  ///< [streams * ranks] last turns of this rank's ends
   std::shared_ptr<Mapping> combine_buffer_ = std::make_shared<Mapping>();
 
-  std::uint64_t abort_ = 0;
-  std::vector<std::uint32_t> gone_, masked_;
+  Mapping failure_words_;  ///< abort word, gone, masked
   mutable std::mutex mutex_;  ///< guards what follows
   mutable std::condition_variable changed_;
   std::optional<Error> first_error_;
@@ -169,4 +187,4 @@ class Group final : public control::Listener {
   bool stopped_ = false;
 };
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

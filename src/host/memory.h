@@ -11,7 +11,7 @@
 #include "bootstrap/unique_fd.h"
 #include "core/buffers.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 
 /// One mapping of a memfd. Moves only.
 class Mapping {
@@ -69,4 +69,4 @@ std::shared_ptr<RankMemory> find_memory(std::uint64_t token);
 /// Bytes this host could still give: MemAvailable, or less under a control group's limit.
 std::uint64_t available_memory_bytes();
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

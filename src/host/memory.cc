@@ -1,4 +1,4 @@
-#include "cpu/memory.h"
+#include "host/memory.h"
 
 #include <anyep/error.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 #include "core/check.h"
 #include "protocol/word.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 namespace {
 
 constexpr const char* kOp = "create";
@@ -229,4 +229,4 @@ std::uint64_t available_memory_bytes() {
   return available;
 }
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

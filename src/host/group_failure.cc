@@ -10,9 +10,9 @@
 #include "core/fault_point.h"
 #include "core/log.h"
 #include "core/tuning.h"
-#include "cpu/group.h"
+#include "host/group.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 
 control::Message message_of(std::uint32_t kind, std::uint16_t generation, std::uint64_t a, std::uint64_t b,
                             std::string_view text) {
@@ -84,7 +84,7 @@ void Group::take_error(const Error& error, bool tell) noexcept {
     if (first_error_) return;
     first_error_ = error;
   }
-  protocol::Shared(abort_).store(1, protocol::kRelease);
+  protocol::Shared(*abort_word()).store(1, protocol::kRelease);
   if (tell) {
     control_->tell_all(message_of(kMessageLeaving, generation_, static_cast<std::uint64_t>(error.code),
                                   bits_of(error.peers), error.what()));
@@ -121,7 +121,7 @@ bool Group::wait_until_failed(std::uint64_t limit_ns) const {
 }
 
 bool Group::failed() const {
-  return protocol::Shared(const_cast<std::uint64_t&>(abort_)).load(protocol::kAcquire) != 0;
+  return protocol::Shared(*abort_word()).load(protocol::kAcquire) != 0;
 }
 
 void Group::refused(std::uint32_t call, const Error& error) noexcept {
@@ -252,7 +252,7 @@ void Group::on_hangup(int peer) noexcept {
 
 /// A rank that left and died later has left.
 void Group::set_gone(int peer, Gone how) noexcept {
-  const protocol::Shared gone(gone_[static_cast<std::size_t>(peer)]);
+  const protocol::Shared gone(this->gone()[peer]);
   if (gone.load(protocol::kRelaxed) == kHere) gone.store(how, protocol::kRelease);
 }
 
@@ -280,4 +280,4 @@ std::vector<int> Group::close() {
   return missing;
 }
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

@@ -1,4 +1,4 @@
-#include "cpu/op_run.h"
+#include "host/op_run.h"
 
 #include <fmt/format.h>
 
@@ -10,7 +10,7 @@
 #include "core/fault_point.h"
 #include "protocol/word.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 namespace {
 
 using protocol::Ended;
@@ -266,4 +266,4 @@ void OpRun::corrupt(int peer, const char* what, std::uint64_t expected, std::uin
   leave_with(error);
 }
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

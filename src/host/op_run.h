@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "backend/backend.h"
-#include "cpu/group.h"
+#include "host/group.h"
 #include "protocol/wait.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 
 /// Where in an op a rank is. Names in phase_name().
 enum Phase : std::uint32_t { kBeforeSend, kMidSend, kAfterFlag, kInReceive };
@@ -79,4 +79,4 @@ class OpRun {
   protocol::FaultRecord record_{};
 };
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

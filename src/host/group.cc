@@ -1,4 +1,4 @@
-#include "cpu/group.h"
+#include "host/group.h"
 
 #include <anyep/error.h>
 #include <fmt/format.h>
@@ -16,7 +16,7 @@
 #include "core/log.h"
 #include "core/tuning.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 namespace {
 
 constexpr const char* kOp = "create";
@@ -27,7 +27,7 @@ constexpr std::uint64_t kCombineBufferBytes = std::uint64_t{1} << 36;
 struct Terms {
   std::uint64_t version = 0;
   std::int64_t rows_bytes = 0, low_latency_bytes = 0;
-  std::int64_t max_experts = 0, masks = 0, exact_combine = 0, page_bytes = 0;
+  std::int64_t max_experts = 0, masks = 0, exact_combine = 0, page_bytes = 0, on_gpus = 0;
 };
 
 struct SharedMemoryNote {
@@ -39,7 +39,7 @@ std::span<const std::byte> bytes_of(const T& value) {
   return std::as_bytes(std::span<const T, 1>(&value, 1));
 }
 
-void check_budget(const Budget& budget) {
+void check_budget(const Budget& budget, Group::Payload payload) {
   const auto check_bytes = [](const char* name, std::int64_t value) {
     if (value < 0 || value > INT64_MAX / 2) {
       core::throw_argument(kOp, name, fmt::to_string(value), fmt::format("0..{}", INT64_MAX / 2));
@@ -55,6 +55,7 @@ void check_budget(const Budget& budget) {
     core::throw_argument(kOp, "budget.max_experts", fmt::to_string(budget.max_experts),
                          fmt::format("1..{}", core::kMaxExperts));
   }
+  if (payload != Group::Payload::kHost) return;
   const auto need =
       static_cast<std::uint64_t>(budget.rows_bytes) + static_cast<std::uint64_t>(budget.low_latency_bytes);
   const std::uint64_t have = available_memory_bytes();
@@ -90,23 +91,24 @@ std::optional<Error> caught(const auto& step) {
 }  // namespace
 
 std::unique_ptr<Group> Group::create(const Budget& budget, const Topology& topology, const Tuning& tuning,
-                                     Bootstrap& bootstrap) {
+                                     Bootstrap& bootstrap, Payload payload, const Share& share) {
   std::unique_ptr<Group> group(new Group);
   group->budget_ = budget;
+  group->payload_ = payload;
   group->tuning_ = tuning;
   group->topology_ = topology;
   // A rank that may not go on still meets the others, so that they learn why instead of waiting for it.
   std::optional<Error> mine = caught([&] {
     core::check_tuning(tuning, kOp);
     check_topology(topology, bootstrap);
-    check_budget(budget);
+    check_budget(budget, payload);
   });
   const auto limit =
       mine ? std::chrono::nanoseconds(Tuning{}.startup_timeout) : core::scaled(tuning.startup_timeout, tuning);
   const Deadline deadline = std::chrono::steady_clock::now() + limit;
   group->connect(mine ? &*mine : nullptr, bootstrap, deadline);
   group->compare(deadline);
-  group->share_memory(deadline);
+  group->share_memory(share, deadline);
   group->control_->start(*group);
   return group;
 }
@@ -125,12 +127,14 @@ void Group::connect(const Error* mine, Bootstrap& bootstrap, Deadline deadline) 
   }
   generation_ = static_cast<std::uint16_t>(control_->generation());
   control_->vote(mine, kOp, deadline);
-  layout_ = core::WindowLayout::make(budget_, bootstrap.num_ranks());
+  Budget in_host_window = budget_;
+  if (payload_ == Payload::kElsewhere) in_host_window.rows_bytes = in_host_window.low_latency_bytes = 0;
+  layout_ = core::WindowLayout::make(in_host_window, bootstrap.num_ranks());
   memories_.resize(ranks);
   sent_.assign(core::kNumStreams * ranks, protocol::kFirstEpoch);
   taken_.assign(core::kNumStreams * ranks, protocol::kFirstEpoch);
-  gone_.assign(ranks, 0);
-  masked_.assign(ranks, 0);
+  failure_words_ = Mapping::reserve(core::round_up(core::kWordBytes + 2 * core::round_up(4 * ranks, core::kWordBytes),
+                                                   core::kPageBytes));
   closing_.assign(ranks, 0);
   ended_.assign(ranks, 0);
   readmissions_.resize(ranks);
@@ -146,6 +150,7 @@ void Group::compare(Deadline deadline) {
   mine.max_experts = budget_.max_experts;
   mine.masks = budget_.masks;
   mine.exact_combine = tuning_.exact_combine;
+  mine.on_gpus = payload_ == Payload::kElsewhere;
   mine.page_bytes = topology_.ranks[static_cast<std::size_t>(rank_)].page_bytes;
   std::vector<Terms> all(memories_.size());
   control_->all_gather(bytes_of(mine), std::as_writable_bytes(std::span(all)), deadline);
@@ -169,9 +174,10 @@ void Group::compare(Deadline deadline) {
   differs("budget.masks", &Terms::masks);
   differs("tuning.exact_combine", &Terms::exact_combine);
   differs("the page size", &Terms::page_bytes);
+  differs("the backend (1 = GPUs, 0 = CPU ranks; ANYEP_BACKEND)", &Terms::on_gpus);
 }
 
-void Group::share_memory(Deadline deadline) {
+void Group::share_memory(const Share& share, Deadline deadline) {
   const auto me = static_cast<std::size_t>(rank_);
   core::fault_point("create.exchange", rank_, 0);
   std::optional<Error> mine = caught([&] { memories_[me] = make_memory(layout_, rank_, generation_); });
@@ -198,6 +204,10 @@ void Group::share_memory(Deadline deadline) {
       }
     }
   });
+  if (share) {
+    control_->vote(mine ? &*mine : nullptr, kOp, deadline);
+    share(*control_, *this, deadline);  // votes itself wherever it needs all ranks
+  }
   if (!mine) mine = caught([&] { control_->prepare(*this); });
   core::fault_point("create.barrier", rank_, 0);
   control_->vote(mine ? &*mine : nullptr, kOp, deadline);  // also the barrier: everybody has mapped everybody
@@ -249,4 +259,4 @@ void Group::stop() noexcept {
   if (control_ != nullptr) control_->stop();
 }
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host

@@ -10,12 +10,12 @@
 #include <algorithm>
 #include <chrono>
 
-#include "cpu/group.h"
+#include "host/group.h"
 
-namespace anyep::cpu {
+namespace anyep::host {
 
-void Group::set_mask(int peer, bool masked) noexcept {
-  protocol::Shared(masked_[static_cast<std::size_t>(peer)]).store(masked ? 1u : 0u, protocol::kRelaxed);
+void Group::set_mask(int peer, bool mask) noexcept {
+  protocol::Shared(masked()[peer]).store(mask ? 1u : 0u, protocol::kRelaxed);
 }
 
 void Group::mask(int peer) noexcept {
@@ -26,7 +26,7 @@ void Group::mask(int peer) noexcept {
 
 bool Group::is_masked(int peer, std::uint32_t turn) const {
   const auto at = static_cast<std::size_t>(peer);
-  if (protocol::Shared(const_cast<std::uint32_t&>(masked_[at])).load(protocol::kRelaxed) != 0) return true;
+  if (protocol::Shared(masked()[peer]).load(protocol::kRelaxed) != 0) return true;
   const std::uint32_t since = readmissions_[at].since;
   return since != 0 && !protocol::not_before(turn, since);
 }
@@ -94,8 +94,8 @@ void Group::ask_unmask(int peer) noexcept {
     const std::lock_guard lock(mutex_);
     const auto at = static_cast<std::size_t>(peer);
     Readmission& readmission = readmissions_[at];
-    const bool masked = protocol::Shared(masked_[at]).load(protocol::kRelaxed) != 0;
-    if (!masked || ended_[at] != 0 || readmission.question != 0 || readmission.their_question != 0) return;
+    const bool is_masked_now = protocol::Shared(masked()[peer]).load(protocol::kRelaxed) != 0;
+    if (!is_masked_now || ended_[at] != 0 || readmission.question != 0 || readmission.their_question != 0) return;
     if (readmission.turn != 0) return;  // agreed
     readmission.question = ++questions_;
     question =
@@ -145,4 +145,4 @@ void Group::on_readmission(int peer, const control::Message& message) noexcept {
   control_->tell(peer, answer);
 }
 
-}  // namespace anyep::cpu
+}  // namespace anyep::host
