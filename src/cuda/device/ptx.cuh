@@ -1,0 +1,178 @@
+// One function per machine instruction that CUDA C++ has no name for. Nothing else in the library's CUDA code holds `asm`.
+//
+// All are volatile and clobber memory: the compiler moves no access across them (memory model, pitfall 2). What each of
+// them orders is said where it is used; functions that say it by name are in bulk.cuh and mbarrier.cuh.
+#pragma once
+
+#include <cstdint>
+
+/// Bulk copies: Hopper and data-center Blackwell, which have 227 KiB of shared memory. Elsewhere the portable path runs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+#define ANYEP_BULK_COPIES 1
+#else
+#define ANYEP_BULK_COPIES 0
+#endif
+
+namespace anyep::cuda::ptx {
+
+/// Does this device code have bulk copies and mbarriers with transaction counts? Without, the functions below do nothing.
+inline constexpr bool kBulkCopies = ANYEP_BULK_COPIES != 0;
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---- atomics of one GPU --------------------------------------------------------------------------------------------
+
+/// Adds and returns what was there; acquire and release at GPU scope (pattern D). A plain atomicAdd is relaxed.
+__device__ __forceinline__ std::uint32_t atom_add_acq_rel_gpu(std::uint32_t* at, std::uint32_t value) {
+  std::uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(value) : "memory");
+  return before;
+}
+
+// ---- loads and stores that others do not need soon -----------------------------------------------------------------
+
+/// 16 bytes past L1. Never the non-coherent path (ld.global.nc): peers write what we read (pitfall 1).
+__device__ __forceinline__ uint4 load_l2(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
+/// 16 bytes that this kernel does not read again.
+__device__ __forceinline__ void store_streaming(void* to, const uint4& value) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
+}
+
+// ---- proxies -------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void fence_proxy_async() {
+#if ANYEP_BULK_COPIES
+  asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void fence_proxy_async_global() {
+#if ANYEP_BULK_COPIES
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void fence_proxy_async_shared() {
+#if ANYEP_BULK_COPIES
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// ---- bulk copies ---------------------------------------------------------------------------------------------------
+
+/// Global to shared memory; the barrier counts the bytes. All three multiples of 16.
+__device__ __forceinline__ void cp_async_bulk_load([[maybe_unused]] void* shared, [[maybe_unused]] const void* global,
+                                                   [[maybe_unused]] std::uint32_t bytes,
+                                                   [[maybe_unused]] std::uint64_t* barrier) {
+#if ANYEP_BULK_COPIES
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+
+/// Shared to global memory, in the thread's current bulk group.
+__device__ __forceinline__ void cp_async_bulk_store([[maybe_unused]] void* global, [[maybe_unused]] const void* shared,
+                                                    [[maybe_unused]] std::uint32_t bytes) {
+#if ANYEP_BULK_COPIES
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+
+__device__ __forceinline__ void cp_async_bulk_commit_group() {
+#if ANYEP_BULK_COPIES
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+
+/// Until at most kGroups of this thread's bulk groups still read shared memory. Says nothing about their writes.
+template <int kGroups>
+__device__ __forceinline__ void cp_async_bulk_wait_group_read() {
+#if ANYEP_BULK_COPIES
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+/// Until at most kGroups of this thread's bulk groups are incomplete; the writes of the others are visible to this thread.
+template <int kGroups>
+__device__ __forceinline__ void cp_async_bulk_wait_group() {
+#if ANYEP_BULK_COPIES
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+// ---- mbarriers -----------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void mbarrier_init([[maybe_unused]] std::uint64_t* barrier,
+                                              [[maybe_unused]] std::uint32_t arrivals) {
+#if ANYEP_BULK_COPIES
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+#endif
+}
+
+/// Makes initialised barriers visible to the async proxy.
+__device__ __forceinline__ void fence_mbarrier_init() {
+#if ANYEP_BULK_COPIES
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void mbarrier_arrive_expect_tx([[maybe_unused]] std::uint64_t* barrier,
+                                                          [[maybe_unused]] std::uint32_t bytes) {
+#if ANYEP_BULK_COPIES
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#endif
+}
+
+/// Suspends for a while at most; true = the phase of this parity is complete.
+__device__ __forceinline__ bool mbarrier_try_wait_parity([[maybe_unused]] std::uint64_t* barrier,
+                                                         [[maybe_unused]] std::uint32_t parity) {
+#if ANYEP_BULK_COPIES
+  std::uint32_t complete;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(complete)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return complete != 0;
+#else
+  return true;
+#endif
+}
+
+// ---- dependent launch ----------------------------------------------------------------------------------------------
+
+/// Until the kernels that this one was launched behind are complete and their writes visible. Returns at once in a launch
+/// without the attribute.
+__device__ __forceinline__ void grid_dependency_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets a dependent kernel start as soon as all blocks have said so or have ended.
+__device__ __forceinline__ void grid_dependents_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+}  // namespace anyep::cuda::ptx
