@@ -58,7 +58,12 @@ class ANYEP_API Engine {
   TensorView combine_buffer(const Shape&);
 
   Layout layout(const Shape&, const Routing&, StreamRef = {});  ///< local
-  void barrier(StreamRef = {});                                 ///< of unmasked ranks
+  /// Local, on a GPU's stream; the host does not wait. @throws Error kUnsupported on CPU ranks
+  void layout(const Shape&, const Routing&, const LayoutArrays& out, StreamRef = {});
+  /// A handle over arrays in this engine's GPU memory, which `owner` keeps alive. Kernels check bounds; values that no
+  /// route has given make wrong results, never foreign writes. @throws Error kArgument, kUnsupported on CPU ranks
+  Handle adopt(const HandleArrays&, std::shared_ptr<const void> owner);
+  void barrier(StreamRef = {});  ///< of unmasked ranks
   /// Instead of a collective call whose arguments the caller itself found wrong: takes the call's number and tells the
   /// peers, which get kAborted with the text instead of waiting for this rank.
   void refuse(Op op, const std::string& why);

@@ -20,6 +20,7 @@ struct RankInfo {
 
 struct ANYEP_API Topology {
   int rank = 0;
+  int device = -1;  ///< this rank's GPU, as the CUDA runtime counts them here; -1 = a CPU rank
   std::vector<RankInfo> ranks;
 
   int num_ranks() const { return static_cast<int>(ranks.size()); }

@@ -142,4 +142,11 @@ struct Layout {
   std::vector<std::uint8_t> token_in_rank;     ///< [num_tokens, num_ranks] 1 = the token goes there
 };
 
+/// The same in arrays of the caller, on a GPU.
+struct LayoutArrays {
+  TensorView tokens_per_rank;   ///< [num_ranks] int32
+  TensorView pairs_per_expert;  ///< [num_experts] int32
+  TensorView token_in_rank;     ///< [num_tokens, num_ranks] bool
+};
+
 }  // namespace anyep

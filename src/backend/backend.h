@@ -24,6 +24,8 @@ struct Call {
   unsigned kind = 0;         ///< of the mark's code: Op + 1
   std::uint32_t number = 0;  ///< counts the calls of an engine, an epoch
   std::uint64_t limit_ns = 0;
+  int num_sms = 0;                                                   ///< most SMs; 0 = the plan chooses
+  StreamRef stream;                                                  ///< of backends that run on one
   std::array<std::uint64_t, core::kDescriptionWords> description{};  ///< equal on every rank
 };
 
@@ -65,6 +67,18 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  /// True: calls put their work on Call::stream and return, tensors lie in a device's memory, and record() tells when the
+  /// work is done. False: calls do their work on the thread that makes them, tensors lie in host memory.
+  virtual bool runs_on_stream() const { return false; }
+  /// The event that ends the op whose call was just made.
+  virtual std::shared_ptr<Event::State> record(const Call&) { return nullptr; }
+  /// A handle over arrays in this device's memory that the caller keeps alive by `owner`.
+  virtual std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner);
+  /// What this rank's routing says. Local.
+  virtual Layout layout(const Shape&, const Routing&, StreamRef);
+  /// The same on the stream, into arrays in this device's memory.
+  virtual void layout_into(const Shape&, const Routing&, const LayoutArrays&, StreamRef);
+
   virtual void route(const Call&, const RouteCall&) = 0;
   virtual void dispatch(const Call&, const DispatchCall&) = 0;
   virtual void combine(const Call&, const CombineCall&) = 0;
@@ -79,6 +93,7 @@ class Backend {
   virtual TensorView memory(Mode, std::size_t offset, std::size_t bytes) = 0;
   virtual std::shared_ptr<const void> hold_memory() = 0;
   virtual std::vector<int> masks() const = 0;
+  virtual void copy_masks(const TensorView& out, StreamRef) const;
   virtual void mask(int rank) = 0;
   virtual void unmask(int rank) = 0;
 

@@ -269,7 +269,7 @@ void check_routing(std::string_view op, const Shape& shape, const Routing& routi
     pairs.must_be_dense();
     pairs.must_have_memory();
   }
-  if (!limits.checked || !routing.experts.given()) return;
+  if (!limits.checked || limits.on_device || !routing.experts.given()) return;
   check_ids(op, routing.experts, shape.num_experts);
   check_given_counts(op, routing, shape.num_experts, limits.num_ranks);
 }
@@ -328,7 +328,7 @@ DispatchCall check_dispatch(const Rows& x, const Rows& out, const std::shared_pt
     call.fields.bytes[core::kFieldExperts] = static_cast<std::uint32_t>(call.top_k) * sizeof(std::int32_t);
     call.fields.bytes[core::kFieldWeights] = check_field(kOp, "weights", x.weights, out.weights, tokens, call.room);
     check_same_dtype(kOp, "weights", x.weights, out.weights);
-    if (limits.checked) check_ids(kOp, x.experts, handle->num_experts);
+    if (limits.checked && !limits.on_device) check_ids(kOp, x.experts, handle->num_experts);
   }
   constexpr std::size_t kMaxExtra = core::kMaxFields - core::kFirstExtraField;
   if (x.extra.size() > kMaxExtra || out.extra.size() != x.extra.size()) {
@@ -342,7 +342,7 @@ DispatchCall check_dispatch(const Rows& x, const Rows& out, const std::shared_pt
         check_field(kOp, name.c_str(), x.extra[at], out.extra[at], tokens, call.room);
     check_same_dtype(kOp, name.c_str(), x.extra[at], out.extra[at]);
   }
-  check_fits(kOp, call.fields, limits.layout.staging_region_bytes, limits.num_ranks);
+  if (!limits.on_device) check_fits(kOp, call.fields, limits.layout.staging_region_bytes, limits.num_ranks);
   return call;
 }
 
@@ -379,7 +379,7 @@ CombineCall check_combine(const CombineInput& in, const Rows& out, const std::sh
         check_field(kOp, "weights", in.weights, out.weights, in.x.shape[0], handle->num_tokens);
     check_same_dtype(kOp, "weights", in.weights, out.weights);
   }
-  check_fits(kOp, call.fields, limits.layout.slot_region_bytes, limits.num_ranks);
+  if (!limits.on_device) check_fits(kOp, call.fields, limits.layout.slot_region_bytes, limits.num_ranks);
   return call;
 }
 

@@ -21,6 +21,7 @@ struct Limits {
   Budget budget;
   core::WindowLayout layout;
   bool checked = false;
+  bool on_device = false;  ///< tensors lie in a device's memory: the host reads none of them
 };
 
 std::string shape_text(const Extents& shape);

@@ -34,7 +34,8 @@ void check_shape(std::string_view op, const Shape& shape, bool fp8, const Limits
 }
 
 void check_region(std::string_view op, std::uint64_t bytes, const Shape& shape, const Limits& limits) {
-  if (bytes <= limits.layout.low_latency_region_bytes) return;
+  if (limits.on_device || bytes <= limits.layout.low_latency_region_bytes)
+    return;  // devices cut their regions otherwise
   core::throw_capacity(
       op, "budget.low_latency_bytes",
       core::kLowLatencyRegions * static_cast<std::uint64_t>(limits.num_ranks) * core::round_up(bytes, core::kPageBytes),
@@ -65,7 +66,7 @@ std::int64_t check_choices(std::string_view op, const Shape& shape, const Routin
     argument.must_be_dense();
     argument.must_have_memory();
   }
-  if (!limits.checked) return tokens;
+  if (!limits.checked || limits.on_device) return tokens;
   const core::ExpertIds checked(routing.experts, shape.num_experts);
   for (std::int64_t token = 0; token < tokens; ++token) {
     for (int choice = 0; choice < checked.top_k(); ++choice) {

@@ -43,9 +43,9 @@ Engine Engine::create(const Budget& budget, const Topology& topology, const Tuni
 
 // ---- high throughput -----------------------------------------------------------------------------------------------
 
-Handle Engine::route(const Shape& shape, const Routing& routing, StreamRef, const Options& options) {
+Handle Engine::route(const Shape& shape, const Routing& routing, StreamRef stream, const Options& options) {
   Core::Entry entry(*core_, "route");
-  Call call = core_->next_call(Op::kRoute, options);
+  Call call = core_->next_call(Op::kRoute, stream, options);
   core_->checked(call, options, [&] { backend::check_routing(call.op, shape, routing, core_->limits); });
   call.description[1] = static_cast<std::uint64_t>(shape.num_experts);
   call.description[2] = static_cast<std::uint64_t>(shape.top_k);
@@ -58,7 +58,7 @@ Handle Engine::route(const Shape& shape, const Routing& routing, StreamRef, cons
   const backend::RouteCall route{routing, shape.num_experts, shape.top_k, state};
   const Event routed =
       core_->submit(call, options, [core = core_.get(), call, route] { core->backend->route(call, route); });
-  state->routed = routed.state_;
+  if (state->device == nullptr) state->routed = routed.state_;
   return Handle(std::move(state));
 }
 
@@ -67,6 +67,8 @@ namespace {
 /// The handle's arrays are there; a route that failed is the caller's to notice.
 void await_route(const Engine::Core& core, const Call& call, const Handle::State& handle) {
   if (handle.routed == nullptr) return;
+  if (core.limits.on_device && !handle.routed->done())
+    return;  // the stream waits; counts are read where they are needed
   bool there = false;
   try {
     there = core.wait_for(*handle.routed, call);
@@ -81,9 +83,9 @@ void await_route(const Engine::Core& core, const Call& call, const Handle::State
 
 }  // namespace
 
-Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, StreamRef, const Options& options) {
+Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, StreamRef stream, const Options& options) {
   Core::Entry entry(*core_, "dispatch");
-  Call call = core_->next_call(Op::kDispatch, options);
+  Call call = core_->next_call(Op::kDispatch, stream, options);
   backend::DispatchCall dispatch = core_->checked(call, options, [&] {
     if (handle.state_ != nullptr && handle.state_->routed != nullptr && handle.state_->routed->done()) {
       await_route(*core_, call, *handle.state_);
@@ -104,10 +106,10 @@ Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, Str
   });
 }
 
-Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& out, StreamRef,
+Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& out, StreamRef stream,
                       const Options& options) {
   Core::Entry entry(*core_, "combine");
-  Call call = core_->next_call(Op::kCombine, options);
+  Call call = core_->next_call(Op::kCombine, stream, options);
   backend::CombineCall combine = core_->checked(call, options, [&] {
     if (handle.state_ != nullptr && handle.state_->routed != nullptr && handle.state_->routed->done()) {
       await_route(*core_, call, *handle.state_);
@@ -119,7 +121,7 @@ Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& 
   call.description[6] = combine.fields.bytes[core::kFieldWeights];
   return core_->submit(call, options, [core = core_.get(), call, combine] {
     await_route(*core, call, *combine.handle);
-    backend::check_rows(call.op, *combine.handle, combine.in.x);
+    if (!core->limits.on_device) backend::check_rows(call.op, *combine.handle, combine.in.x);
     core->backend->combine(call, combine);
   });
 }
@@ -132,7 +134,7 @@ OwnedRows Engine::make_rows(std::int64_t num_rows, const Shape& shape) {
   if (shape.num_scales < 0)
     core::throw_argument(kOp, "shape.num_scales", fmt::to_string(shape.num_scales), "0 or more");
   const auto row_bytes = static_cast<std::uint64_t>(shape.hidden) * size_of(shape.dtype);
-  const std::uint64_t heap_bytes = core_->limits.layout.heap_bytes;
+  const std::uint64_t heap_bytes = core_->limits.on_device ? UINT64_MAX : core_->limits.layout.heap_bytes;
   if (num_rows > 0 && row_bytes > heap_bytes / static_cast<std::uint64_t>(num_rows)) {
     core::throw_capacity(kOp, "bytes of the window's heap (budget.rows_bytes less its rings)",
                          row_bytes > UINT64_MAX / static_cast<std::uint64_t>(num_rows)
@@ -144,26 +146,70 @@ OwnedRows Engine::make_rows(std::int64_t num_rows, const Shape& shape) {
 }
 // ---- the rest ------------------------------------------------------------------------------------------------------
 
-Layout Engine::layout(const Shape& shape, const Routing& routing, StreamRef) {
+namespace {
+
+void check_layout(const Shape& shape, const Routing& routing, const backend::Limits& limits) {
   constexpr const char* kOp = "layout";
-  Core::Entry entry(*core_, kOp);
-  backend::check_routing(kOp, shape, routing, core_->limits);
+  backend::check_routing(kOp, shape, routing, limits);
   if (!routing.experts.given()) core::throw_argument(kOp, "routing.experts", "not given", "[num_tokens, top_k] ids");
-  return core::count_layout(core::ExpertIds(routing.experts, shape.num_experts), shape.num_experts,
-                            core_->limits.num_ranks);
 }
 
-void Engine::barrier(StreamRef) {
+}  // namespace
+
+Layout Engine::layout(const Shape& shape, const Routing& routing, StreamRef stream) {
+  Core::Entry entry(*core_, "layout");
+  check_layout(shape, routing, core_->limits);
+  return core_->backend->layout(shape, routing, stream);
+}
+
+void Engine::layout(const Shape& shape, const Routing& routing, const LayoutArrays& out, StreamRef stream) {
+  constexpr const char* kOp = "layout";
+  Core::Entry entry(*core_, kOp);
+  check_layout(shape, routing, core_->limits);
+  const auto check = [&](const char* name, const TensorView& view, std::initializer_list<DType> dtypes,
+                         const Extents& extents) {
+    const backend::Argument argument{kOp, name, view};
+    argument.must_have_dtype(dtypes);
+    argument.must_have_shape(extents);
+    argument.must_be_dense();
+    argument.must_have_memory();
+  };
+  check("out.tokens_per_rank", out.tokens_per_rank, {DType::kI32}, {core_->limits.num_ranks});
+  check("out.pairs_per_expert", out.pairs_per_expert, {DType::kI32}, {shape.num_experts});
+  check("out.token_in_rank", out.token_in_rank, {DType::kBool, DType::kU8},
+        {routing.experts.shape[0], core_->limits.num_ranks});
+  core_->launch([&] { core_->backend->layout_into(shape, routing, out, stream); });
+}
+
+Handle Engine::adopt(const HandleArrays& arrays, std::shared_ptr<const void> owner) {
+  constexpr const char* kOp = "adopt";
+  Core::Entry entry(*core_, kOp);
+  const int ranks = core_->limits.num_ranks;
+  const auto check = [&](const char* name, const TensorView& view, const Extents& extents) {
+    const backend::Argument argument{kOp, name, view};
+    argument.must_have_dtype({DType::kI32});
+    argument.must_have_shape(extents);
+    argument.must_be_dense();
+    argument.must_have_memory();
+  };
+  check("rows_until", arrays.rows_until, {ranks});
+  check("place", arrays.place, {-1, ranks});
+  check("source", arrays.source, {-1});
+  check("tokens", arrays.tokens, {ranks});
+  return Handle(core_->backend->adopt(arrays, std::move(owner)));
+}
+
+void Engine::barrier(StreamRef stream) {
   Core::Entry entry(*core_, "barrier");
   Options options;
   options.wait = true;
-  const Call call = core_->next_call(Op::kBarrier, options);
+  const Call call = core_->next_call(Op::kBarrier, stream, options);
   core_->submit(call, options, [core = core_.get(), call] { core->backend->barrier(call); });
 }
 
 void Engine::refuse(Op op, const std::string& why) {
   Core::Entry entry(*core_, name_of(op));
-  (void)core_->refused(core_->next_call(op, {}), Error(ErrorCode::kArgument, why));
+  (void)core_->refused(core_->next_call(op, {}, {}), Error(ErrorCode::kArgument, why));
 }
 
 /// @throws kState without Budget::masks, kArgument for a rank that cannot be masked.
@@ -175,7 +221,7 @@ static void check_mask(const Engine::Core& core, const char* op, int rank) {
   }
 }
 
-void Engine::masks(const TensorView& out, StreamRef) {
+void Engine::masks(const TensorView& out, StreamRef stream) {
   Core::Entry entry(*core_, "masks");
   if (!core_->limits.budget.masks) core::throw_error(ErrorCode::kState, "masks", "the budget does not allow masks");
   const backend::Argument argument{"masks", "out", out};
@@ -183,8 +229,7 @@ void Engine::masks(const TensorView& out, StreamRef) {
   argument.must_have_shape({core_->limits.num_ranks});
   argument.must_be_dense();
   argument.must_have_memory();
-  const std::vector<int> masks = core_->backend->masks();
-  std::copy(masks.begin(), masks.end(), out.as<std::int32_t>());
+  core_->backend->copy_masks(out, stream);
 }
 
 void Engine::mask(int rank, StreamRef) {

@@ -48,6 +48,7 @@ class Engine::Core {
     limits.budget = budget;
     limits.layout = core::WindowLayout::make(budget, limits.num_ranks);
     limits.checked = tuning.checked;
+    limits.on_device = backend->runs_on_stream();
     *self = this;
   }
   ~Core() { *self = nullptr; }
@@ -98,7 +99,7 @@ class Engine::Core {
   }
 
   /// The next collective call. A refused call takes a number too, so that ranks stay in step.
-  Call next_call(Op op, const Options& options) {
+  Call next_call(Op op, StreamRef stream, const Options& options) {
     core::fault_point("between", limits.rank, number);
     number = protocol::next_epoch(number);
     Call call;
@@ -109,6 +110,8 @@ class Engine::Core {
     const auto first = std::max(core::scaled(tuning.startup_timeout, tuning), steady);
     const auto limit = options.timeout ? core::scaled(*options.timeout, tuning) : first_done ? steady : first;
     call.limit_ns = static_cast<std::uint64_t>(limit.count());
+    call.num_sms = options.num_sms;
+    call.stream = stream;
     call.description[0] = call.kind;
     return call;
   }
@@ -168,8 +171,32 @@ class Engine::Core {
     }
   }
 
-  /// Inline when the caller waits, else on the worker.
+  /// An op of a backend that runs on streams: `body` puts it on the call's stream, now.
+  Event submit_to_stream(const Call& call, const Options& options, const std::function<void()>& body) {
+    for (const Event& event : options.after) event.make_wait(call.stream);
+    launch(body);
+    Event event(backend->record(call));
+    if (options.wait) event.wait();
+    return event;
+  }
+
+  /// What goes wrong in a launch spoils the engine as it does on the queue.
+  void launch(const std::function<void()>& body) {
+    try {
+      body();
+    } catch (const Error& error) {
+      if (!spares_the_engine(error.code)) {
+        seen = true;
+        backend->fail(error);
+      }
+      throw;
+    }
+    first_done = true;
+  }
+
+  /// On the stream; or inline when the caller waits, else on the worker.
   Event submit(const Call& call, const Options& options, std::function<void()> body) {
+    if (backend->runs_on_stream()) return submit_to_stream(call, options, body);
     auto task = [this, call, after = options.after, body = std::move(body)] {
       await_or_refuse(after, call);
       body();

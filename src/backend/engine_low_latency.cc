@@ -33,8 +33,9 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
       (core.backend.get()->*send)(*op);
       (core.backend.get()->*receive)(*op);
     });
-    pending->receive = [event, pending_state = pending.get()] {
+    pending->receive = [event, pending_state = pending.get()](StreamRef stream) {
       const Event result = event;
+      if (stream.native != nullptr) result.make_wait(stream);
       pending_state->receive = nullptr;  // the closure is gone from here on
       return result;
     };
@@ -42,11 +43,16 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
   }
   const std::uint64_t sent = core.num_low_latency_sends;
   core.unreceived.push_back(sent);
-  core.queue.run([&core, op, send] {
-    core.await_or_refuse(op->options.after, op->call);
-    (core.backend.get()->*send)(*op);
-  });
-  pending->receive = [self = core.self, op, sent, receive, pending_state = pending.get()]() -> Event {
+  if (core.limits.on_device) {
+    for (const Event& event : op->options.after) event.make_wait(op->call.stream);
+    core.launch([&] { (core.backend.get()->*send)(*op); });
+  } else {
+    core.queue.run([&core, op, send] {
+      core.await_or_refuse(op->options.after, op->call);
+      (core.backend.get()->*send)(*op);
+    });
+  }
+  pending->receive = [self = core.self, op, sent, receive, pending_state = pending.get()](StreamRef stream) -> Event {
     constexpr const char* kOp = "receive";
     if (*self == nullptr) core::throw_error(ErrorCode::kState, kOp, "the engine is gone");
     Engine::Core& alive = **self;
@@ -57,6 +63,10 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
     alive.unreceived.pop_front();
     // The closure owns what it still needs: dropping it must be the last step.
     const auto keep = std::exchange(pending_state->receive, nullptr);
+    if (alive.limits.on_device) {
+      op->call.stream = stream;
+      return alive.submit_to_stream(op->call, {}, [&] { (alive.backend.get()->*receive)(*op); });
+    }
     alive.queue.run([&alive, op, receive] {
       (alive.backend.get()->*receive)(*op);
       alive.first_done = true;
@@ -76,9 +86,9 @@ static void must_have_room_in_flight(const Engine::Core& core, const char* op) {
 }
 
 Pending Engine::low_latency_dispatch(const Shape& shape, const TensorView& x, const Routing& routing,
-                                     const ExpertSlabs& out, StreamRef, const LowLatencyOptions& options) {
+                                     const ExpertSlabs& out, StreamRef stream, const LowLatencyOptions& options) {
   Core::Entry entry(*core_, "low_latency_dispatch");
-  Call call = core_->next_call(Op::kLowLatencyDispatch, options);
+  Call call = core_->next_call(Op::kLowLatencyDispatch, stream, options);
   core_->checked(call, options, [&] {
     must_have_room_in_flight(*core_, call.op);
     backend::check_low_latency_dispatch(shape, x, routing, out, options, core_->limits);
@@ -92,9 +102,9 @@ Pending Engine::low_latency_dispatch(const Shape& shape, const TensorView& x, co
 }
 
 Pending Engine::low_latency_combine(const Shape& shape, const ExpertSlabs& in, const Routing& routing,
-                                    const TensorView& out, StreamRef, const LowLatencyOptions& options) {
+                                    const TensorView& out, StreamRef stream, const LowLatencyOptions& options) {
   Core::Entry entry(*core_, "low_latency_combine");
-  Call call = core_->next_call(Op::kLowLatencyCombine, options);
+  Call call = core_->next_call(Op::kLowLatencyCombine, stream, options);
   core_->checked(call, options, [&] {
     must_have_room_in_flight(*core_, call.op);
     backend::check_low_latency_combine(shape, in, routing, out, options, core_->tuning.exact_combine, core_->limits);

@@ -54,8 +54,8 @@ void Event::State::wait() const {
 Event::Event() = default;
 Event::Event(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
-void Event::make_wait(StreamRef) const {
-  wait();
+void Event::make_wait(StreamRef stream) const {
+  if (state_ != nullptr) state_->make_wait(stream);
 }
 
 void Event::wait() const {
@@ -83,11 +83,11 @@ Pending::Pending(Pending&&) noexcept = default;
 Pending& Pending::operator=(Pending&&) noexcept = default;
 Pending::~Pending() = default;
 
-Event Pending::receive(StreamRef) {
+Event Pending::receive(StreamRef stream) {
   if (state_ == nullptr || !state_->receive) {
     core::throw_error(ErrorCode::kState, "receive", "this operation was already received");
   }
-  return state_->receive();
+  return state_->receive(stream);
 }
 
 // ---- rows ----------------------------------------------------------------------------------------------------------
@@ -243,18 +243,22 @@ std::vector<std::int64_t> Handle::aligned_pairs_per_expert(std::int64_t alignmen
 
 TensorView Handle::rows_until() const {
   const State& state = ready(state_);
+  if (state.device != nullptr) return state.device->rows_until();
   return view_of(state.rows_until, {state.num_ranks});
 }
 TensorView Handle::place() const {
   const State& state = ready(state_);
+  if (state.device != nullptr) return state.device->place();
   return view_of(state.place, {state.num_tokens, state.num_ranks});
 }
 TensorView Handle::source() const {
   const State& state = ready(state_);
+  if (state.device != nullptr) return state.device->source();
   return view_of(state.source, {state.num_rows()});
 }
 TensorView Handle::tokens() const {
   const State& state = ready(state_);
+  if (state.device != nullptr) return state.device->tokens();
   return view_of(state.tokens, {state.num_ranks});
 }
 

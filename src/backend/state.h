@@ -17,23 +17,41 @@
 
 namespace anyep {
 
-/// Ends once: well, or with an error that every wait throws.
+/// Ends once: well, or with an error that every wait throws. As it is: completed by a host thread. Backends whose ops run on
+/// a device's stream derive theirs.
 struct Event::State {
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  virtual ~State() = default;
+
   /// 0 = the op that completes it keeps its own limit; else wait() gives up after this long.
   std::uint64_t limit_ns = 0;
   const char* op = "event";
 
   void finish(const Error* error) noexcept;
-  bool done() const noexcept;
-  void wait() const;  ///< throws the error
+  virtual bool done() const noexcept;
+  virtual void wait() const;  ///< throws the error
   /// False when `limit` passed first. Throws the event's error.
-  bool wait_for(std::uint64_t limit) const;
+  virtual bool wait_for(std::uint64_t limit) const;
+  /// What comes next on the stream waits; where there is no stream, the caller does.
+  virtual void make_wait(StreamRef) const { wait(); }
 
  private:
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
   std::optional<Error> error_;
+};
+
+/// Arrays of a handle in a device's memory, kept by their backend.
+struct DeviceArrays {
+  virtual ~DeviceArrays() = default;
+  /// In the order of HandleArrays. @throws Error kState for one that is not there yet.
+  virtual TensorView rows_until() = 0;
+  virtual TensorView place() = 0;
+  virtual TensorView source() = 0;
+  virtual TensorView tokens() = 0;
 };
 
 struct Handle::State {
@@ -43,6 +61,8 @@ struct Handle::State {
   std::shared_ptr<Event::State> routed;  ///< null = the arrays are there
   std::vector<std::int32_t> rows_until, place, source, tokens;
   std::vector<std::int64_t> pairs_per_expert;
+  /// Set by backends of devices; then `place` and `source` stay empty, and the rest is there once `routed` is done.
+  std::shared_ptr<DeviceArrays> device;
 
   std::int64_t num_rows() const { return rows_until.empty() ? 0 : rows_until.back(); }
   /// First row from source `s`.
@@ -67,7 +87,7 @@ struct OwnedRows::State {
 };
 
 struct Pending::State {
-  std::function<Event()> receive;  ///< empty once received
+  std::function<Event(StreamRef)> receive;  ///< empty once received
   std::shared_ptr<Event::State> sent;
 };
 

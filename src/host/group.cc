@@ -133,8 +133,8 @@ void Group::connect(const Error* mine, Bootstrap& bootstrap, Deadline deadline) 
   memories_.resize(ranks);
   sent_.assign(core::kNumStreams * ranks, protocol::kFirstEpoch);
   taken_.assign(core::kNumStreams * ranks, protocol::kFirstEpoch);
-  failure_words_ = Mapping::reserve(core::round_up(core::kWordBytes + 2 * core::round_up(4 * ranks, core::kWordBytes),
-                                                   core::kPageBytes));
+  failure_words_ = Mapping::reserve(
+      core::round_up(core::kWordBytes + 2 * core::round_up(4 * ranks, core::kWordBytes), core::kPageBytes));
   closing_.assign(ranks, 0);
   ended_.assign(ranks, 0);
   readmissions_.resize(ranks);

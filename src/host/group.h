@@ -168,7 +168,7 @@ class Group final : public control::Listener {
   std::vector<std::uint32_t> sent_, taken_;  ///< [streams * ranks] last turns of this rank's ends
   std::shared_ptr<Mapping> combine_buffer_ = std::make_shared<Mapping>();
 
-  Mapping failure_words_;  ///< abort word, gone, masked
+  Mapping failure_words_;     ///< abort word, gone, masked
   mutable std::mutex mutex_;  ///< guards what follows
   mutable std::condition_variable changed_;
   std::optional<Error> first_error_;
