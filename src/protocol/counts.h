@@ -29,10 +29,12 @@ ANYEP_HD inline void put_count(std::uint64_t& word, std::uint32_t epoch, std::ui
 /// Reader: waits for this turn's value. Compared for equality: two slots cannot be ahead.
 [[nodiscard]] ANYEP_HD inline Ended get_count(const Waiter& w, const Who& who, std::uint64_t& word, std::uint32_t epoch,
                                               std::uint32_t& value) {
-  const Ended ended = wait_until(w, who, word, make_count(epoch, 0),
-                                 [epoch](std::uint64_t seen) { return count_epoch(seen) == epoch; });
-  value = count_value(Shared(word).load(kRelaxed));
-  return ended;
+  value = 0;
+  return wait_until(w, who, word, make_count(epoch, 0), [epoch, &value](std::uint64_t seen) {
+    if (count_epoch(seen) != epoch) return false;
+    value = count_value(seen);
+    return true;
+  });
 }
 
 }  // namespace anyep::protocol

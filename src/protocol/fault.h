@@ -7,8 +7,8 @@
 
 namespace anyep::protocol {
 
-/// How a wait ended.
-enum class Ended : std::uint32_t { kReached = 0, kTimeout, kAborted, kMismatch, kPeerGone, kMasked };
+/// How a wait ended. kTooMany is no wait: `seen` exceeds `expected`, the most that the op can hold.
+enum class Ended : std::uint32_t { kReached = 0, kTimeout, kAborted, kMismatch, kPeerGone, kMasked, kTooMany };
 
 /// For whom a wait is, for messages and masks.
 struct Who {

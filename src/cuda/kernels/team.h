@@ -12,6 +12,9 @@ namespace anyep::cuda {
 /// Sequences of turns; each op advances its own, on the device, so that a replayed graph goes on counting.
 enum Sequence : int { kSeqNotify, kSeqDispatch, kSeqCombine, kSeqLowLatency, kSeqBarrier, kNumSequences };
 
+/// Where in an op a wait stands, for fault records; the numbers of host::Phase.
+enum WaitPhase : std::uint32_t { kWaitBeforeSend, kWaitMidSend, kWaitAfterFlag, kWaitInReceive };
+
 /// Counters of one rank in its own GPU memory. Only its own kernels touch them; ops of one rank follow each other in stream
 /// order. Zero but for `turn`, which starts at protocol::kFirstEpoch.
 struct State {

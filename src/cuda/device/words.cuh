@@ -1,0 +1,106 @@
+// The frame of every op: its turn, its waits for words of peers, its end. Words themselves: src/protocol.
+//
+// A thread whose wait has failed has left a record; it publishes nothing more, drains its bulk copies and goes to the
+// end of the op, where its block stops counting. So no word of that turn or a later one follows a failure.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/ptx.cuh"
+#include "cuda/kernels/team.h"
+#include "protocol/wait.h"
+#include "protocol/word.h"
+
+namespace anyep::cuda {
+
+/// One op as its blocks see it.
+struct Turn {
+  std::uint32_t number;    ///< of the op's sequence
+  std::uint64_t mark;      ///< of its words
+  std::uint64_t start_ns;  ///< the block's start: limits count from here
+  bool left;               ///< an earlier op of this rank has failed: leave at once
+};
+
+/// All threads, at the start. Advances nothing: end_turn() does.
+__device__ inline Turn begin_turn(const Team& team, Sequence sequence) {
+  Turn turn;
+  turn.number = protocol::next_epoch(team.state->turn[sequence]);
+  turn.mark = protocol::make_mark(team.generation, turn.number, team.code);
+  turn.start_ns = protocol::now_ns();
+  turn.left = team.state->left != 0;
+  return turn;
+}
+
+/// The word of the pair (holder, index) in `holder`'s window.
+__device__ __forceinline__ std::uint64_t& word_of(const Team& team, int holder, std::uint64_t array, int index) {
+  return *reinterpret_cast<std::uint64_t*>(team.window[holder] + team.layout.word(array, index));
+}
+
+__device__ inline protocol::Waiter make_waiter(const Team& team, std::uint64_t start_ns) {
+  protocol::Waiter waiter;
+  waiter.abort = team.abort;
+  waiter.left = &team.state->left;
+  waiter.record = team.record;
+  waiter.start_ns = start_ns;
+  waiter.limit_ns = team.limit_ns;
+  waiter.announced = team.announced;
+  waiter.announced_stride = team.announced_stride;
+  waiter.announcement = team.announcement;
+  waiter.gone = team.gone;
+  waiter.masked = team.masked;
+  return waiter;
+}
+
+/// Out of line: what a wait looks at must not take registers from the loops around it.
+static __device__ __noinline__ bool wait_in_turn(const Team& team, const protocol::Who who, std::uint64_t start_ns,
+                                                 std::uint64_t* word, std::uint64_t mark) {
+  return protocol::wait(make_waiter(team, start_ns), who, *word, mark) == protocol::Ended::kReached;
+}
+
+/// One thread waits until a peer's word has reached `mark`. False: leave, a record tells why.
+[[nodiscard]] __device__ __forceinline__ bool reach(const Team& team, const Turn& turn, int peer, WaitPhase phase,
+                                                    std::uint64_t& word, std::uint64_t mark) {
+  const std::uint64_t seen = protocol::Shared(word).load(protocol::kAcquire);  // mostly there: one acquire (pattern B)
+  if (protocol::reached(seen, mark) && !protocol::contradicts(seen, mark)) return true;
+  return wait_in_turn(team, {peer, phase}, turn.start_ns, &word, mark);
+}
+
+/// One thread says that `mark` holds. What its block did before is covered when a barrier of all that did it came before
+/// (patterns A, F, I', D').
+__device__ __forceinline__ void publish(std::uint64_t& word, std::uint64_t mark) {
+  protocol::Shared(word).store(mark, protocol::kRelease);
+}
+
+/// Leaves a record about a value that no correct peer, or no correct call, can have given. Always false.
+static __device__ __noinline__ bool give_up_on(const Team& team, const protocol::Who who, std::uint64_t start_ns,
+                                               std::uint64_t most, std::uint64_t seen) {
+  protocol::give_up(make_waiter(team, start_ns), who, most, seen, protocol::Ended::kTooMany);
+  return false;
+}
+
+/// All threads of the block, at the end. True in the block that comes last, if no thread of this op has failed: all that
+/// any block did lies before (pattern D, litmus last-arriver).
+[[nodiscard]] __device__ inline bool last_to_finish(const Team& team, Sequence sequence, bool failed) {
+  __shared__ bool last;
+  if (__syncthreads_or(failed ? 1 : 0) != 0) return false;
+  if (threadIdx.x == 0) {
+    last = ptx::atom_add_acq_rel_gpu(&team.state->finished[sequence], 1) == gridDim.x - 1;
+  }
+  __syncthreads();  // the acquire above covers the block's threads too
+  return last;
+}
+
+/// One thread of the last block: the op is over, the next may draw tickets.
+__device__ inline void end_turn(const Team& team, Sequence sequence, const Turn& turn) {
+  State& state = *team.state;
+  for (std::uint32_t& ticket : state.ticket) ticket = 0;
+  state.finished[sequence] = 0;
+  state.turn[sequence] = turn.number;
+}
+
+/// One thread draws from the op's pile of work. Ascending, each number once; relaxed, since a ticket orders nothing.
+__device__ __forceinline__ std::uint32_t draw_ticket(const Team& team, int pile, std::uint32_t count = 1) {
+  return atomicAdd(&team.state->ticket[pile], count);
+}
+
+}  // namespace anyep::cuda
