@@ -37,4 +37,4 @@ inline double soak_factor() {
 
 /// Runs the tests of a fixture in every world; the world's name ends the test's name.
 #define ANYEP_IN_EVERY_WORLD(Fixture) \
-  INSTANTIATE_TEST_SUITE_P(, Fixture, testing::ValuesIn(::anyep::test::kWorlds), ::anyep::test::world_name)
+  INSTANTIATE_TEST_SUITE_P(, Fixture, testing::ValuesIn(::anyep::test::worlds()), ::anyep::test::world_name)

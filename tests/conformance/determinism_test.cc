@@ -49,7 +49,7 @@ TEST_P(Determinism, DigestsRepeat) {
   EXPECT_EQ(digests, expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(, Determinism, testing::ValuesIn(kEngineWorlds), world_name);
+INSTANTIATE_TEST_SUITE_P(, Determinism, testing::ValuesIn(engine_worlds()), world_name);
 
 }  // namespace
 }  // namespace anyep::test

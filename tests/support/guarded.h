@@ -20,6 +20,8 @@ class Guarded {
   std::byte* data() const { return bytes_ == 0 ? nullptr : body_; }
   std::size_t size() const { return bytes_; }
   std::span<std::byte> bytes() const { return {body_, bytes_}; }
+  /// With the guards.
+  std::span<std::byte> whole() const { return {memory_.get(), memory_bytes_}; }
   std::span<std::byte> row(std::int64_t index, std::size_t row_bytes) const {
     return bytes().subspan(static_cast<std::size_t>(index) * row_bytes, row_bytes);
   }

@@ -25,6 +25,7 @@ class Tensors {
   /// All of them are inputs from now on.
   void seal();
   std::string damage() const;
+  const std::vector<Guarded>& memory() const { return memory_; }
 
  private:
   std::vector<Guarded> memory_;

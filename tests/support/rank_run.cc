@@ -27,8 +27,12 @@ bool becomes_true(std::chrono::nanoseconds limit, const Condition& condition) {
 
 }  // namespace
 
-RankRun::RankRun(const Scenario& scenario, int rank, const Returned& returned)
-    : scenario_(scenario), rank_(rank), returned_(returned), kept_(scenario.steps.size()) {}
+RankRun::RankRun(const Scenario& scenario, int rank, const Returned& returned, std::unique_ptr<Mirror> mirror)
+    : scenario_(scenario),
+      rank_(rank),
+      returned_(returned),
+      mirror_(mirror != nullptr ? std::move(mirror) : std::make_unique<Mirror>()),
+      kept_(scenario.steps.size()) {}
 
 RankOutputs RankRun::play(const LocalGroup& group) {
   int step = 0;
@@ -42,6 +46,7 @@ RankOutputs RankRun::play(const LocalGroup& group) {
     if (scenario_.counts_ids) {
       outputs_.put_text(step, "ids out of range", std::to_string(engines_[0]->ids_out_of_range()));
     }
+    put_missing_sources();
     for (auto& each : engines_) each->close();
   } catch (const std::exception& error) {
     outputs_.put_text(step, "failed", error.what());
@@ -61,7 +66,8 @@ void RankRun::create_engines(const LocalGroup& group) {
   tuning.checked = tuning.checked || scenario_.checked;
   patience_ = std::chrono::duration_cast<std::chrono::nanoseconds>(kPatience * tuning.time_scale);
   const auto bootstrap = group.member(rank_);
-  const Topology topology = Topology::discover(*bootstrap);
+  Topology topology = Topology::discover(*bootstrap);
+  topology.device = mirror_->device();
   for (int i = 0; i < scenario_.num_engines; ++i) {
     engines_.emplace_back(Engine::create(budget, topology, tuning, *bootstrap));
   }
@@ -100,6 +106,8 @@ void RankRun::issue(int step, Finish finish, const Call& call) {
     options.after.push_back(gate);
   }
   kept(step).in.seal();
+  mirror_->upload(kept(step).in);
+  mirror_->upload(kept(step).out);
   try {
     kept(step).event = call(options);
   } catch (const Error& error) {
@@ -124,6 +132,8 @@ void RankRun::complete(int step, Finish finish) {
   } catch (const Error& error) {
     put_error(step, error);
   }
+  mirror_->download(mine.in);
+  mirror_->download(mine.out);
   if (mine.record) mine.record();
   for (const Tensors* tensors : {&mine.in, &mine.out}) {
     if (const std::string what = tensors->damage(); !what.empty()) outputs_.put_text(step, "damage", what);
@@ -131,7 +141,7 @@ void RankRun::complete(int step, Finish finish) {
 }
 
 void RankRun::play(int step, const ReceiveStep& what) {
-  kept(what.step).event = kept(what.step).pending->receive();
+  kept(what.step).event = kept(what.step).pending->receive(stream());
   returned_.set(step, rank_);
   complete(what.step, Finish::kEvent);
 }
@@ -141,18 +151,18 @@ void RankRun::play(int, const WaitStep& what) {
 }
 
 void RankRun::play(int step, const BarrierStep&) {
-  engine(step).barrier();
+  engine(step).barrier(stream());
 }
 
 void RankRun::play(int step, const ZeroStep&) {
-  engine(step).barrier();
+  engine(step).barrier(stream());
   const auto zero = [&](Mode mode, std::int64_t bytes) {
     const TensorView memory = engine(step).memory(mode, 0, static_cast<std::size_t>(bytes));
-    std::memset(memory.data, 0, static_cast<std::size_t>(bytes));
+    mirror_->zero(memory);
   };
   zero(Mode::kHighThroughput, scenario_.rows_bytes);
   zero(Mode::kLowLatency, scenario_.low_latency_bytes());
-  engine(step).barrier();
+  engine(step).barrier(stream());
 }
 
 void RankRun::play(int step, const CloseStep&) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "support/inputs.h"
+#include "support/mirror.h"
 #include "support/outputs.h"
 #include "support/scenario.h"
 
@@ -35,7 +36,8 @@ class Returned {
 
 class RankRun {
  public:
-  RankRun(const Scenario& scenario, int rank, const Returned& returned);
+  /// `mirror`: where the engines find the tensors; none = in host memory.
+  RankRun(const Scenario& scenario, int rank, const Returned& returned, std::unique_ptr<Mirror> mirror = {});
   /// Never throws: what went wrong is the field "failed" of the step.
   RankOutputs play(const LocalGroup& group);
 
@@ -44,6 +46,7 @@ class RankRun {
   struct Kept {
     Tensors in, out;
     std::optional<Handle> handle;
+    bool has_source = false;  ///< of the handle, among the outputs
     OwnedRows window_in, window_out;
     TensorView received_x;
     ExpertSlabs slabs;
@@ -77,17 +80,22 @@ class RankRun {
   void play(int step, const CloseStep& what);
 
   void put_handle(int step);
+  /// On GPUs the source tokens arrive with the rows: put when they are there.
+  void put_source(int step);
+  void put_missing_sources();
   Rows dispatch_output(int step, const DispatchStep& what);
   void put_received(int step, const DispatchStep& what, const Rows& out);
   TensorView combine_rows(int step, const CombineStep& what);
   ExpertSlabs slabs_for(int step, const LowLatencyDispatchStep& what);
   void put_slabs(int step, const LowLatencyDispatchStep& what);
   TensorView waited_statistics(int step);
+  StreamRef stream() const { return mirror_->stream(); }
   void put_waited(int step, const TensorView& waited);
 
   const Scenario& scenario_;
   int rank_;
   Returned returned_;
+  std::unique_ptr<Mirror> mirror_;
   std::vector<Kept> kept_;
   std::vector<std::optional<Engine>> engines_;  ///< gone before what they gave: handles, rows, hooks, events
   RankOutputs outputs_;

@@ -32,10 +32,42 @@ Memory memory_of(const std::vector<Memory>& per_rank, int rank) {
 
 void RankRun::put_handle(int step) {
   const Handle& handle = *kept(step).handle;
-  outputs_.put(step, "rows_until", all_of(handle.rows_until()));
-  outputs_.put(step, "place", all_of(handle.place()));
-  outputs_.put(step, "source", all_of(handle.source()));
-  outputs_.put(step, "tokens", all_of(handle.tokens()));
+  outputs_.put(step, "rows_until", mirror_->fetch(handle.rows_until()));
+  outputs_.put(step, "place", mirror_->fetch(handle.place()));
+  outputs_.put(step, "tokens", mirror_->fetch(handle.tokens()));
+  if (mirror_->device() < 0) put_source(step);
+}
+
+void RankRun::put_source(int step) {
+  const Handle& handle = *kept(step).handle;
+  TensorView source = handle.source();
+  if (source.shape[0] < handle.num_rows()) return;  // dispatch had less room
+  source.shape[0] = handle.num_rows();
+  outputs_.put(step, "source", mirror_->fetch(source));
+  kept(step).has_source = true;
+}
+
+/// Handles that no dispatch has used, in the same order on every rank: one is made up.
+void RankRun::put_missing_sources() {
+  for (int step = 0; step < static_cast<int>(kept_.size()); ++step) {
+    const Step& each = scenario_.steps[static_cast<std::size_t>(step)];
+    const bool makes_handle =
+        std::holds_alternative<RouteStep>(each.what) || std::holds_alternative<AdoptStep>(each.what);
+    if (!makes_handle || kept(step).has_source) continue;
+    constexpr std::int64_t kHidden = 16;
+    const Handle& handle = *kept(step).handle;
+    Kept& mine = kept(step);
+    mine.record = nullptr;
+    Rows in, out;
+    in.x = mine.in.add(DType::kU8, {handle.num_tokens(), kHidden});
+    out.x = mine.out.add(DType::kU8, {handle.num_rows(), kHidden});
+    mirror_->upload(mine.in);
+    mirror_->upload(mine.out);
+    Options options;
+    options.wait = true;
+    (void)engine(step).dispatch(mirror_->at(in), handle, mirror_->at(out), stream(), options);
+    put_source(step);
+  }
 }
 
 void RankRun::play(int step, const RouteStep& what) {
@@ -51,11 +83,11 @@ void RankRun::play(int step, const RouteStep& what) {
     outputs_.put_values<std::int64_t>(step, "pairs aligned", handle.aligned_pairs_per_expert(128));
   };
   issue(step, what.finish, [&](const Options& options) {
-    mine.handle = engine(step).route(shape, routing, {}, options);
+    mine.handle = engine(step).route(shape, mirror_->at(routing), stream(), options);
     return Event();
   });
   if (what.given != RouteStep::Given::kExperts || what.finish == Finish::kLater) return;
-  const Layout layout = engine(step).layout(shape, routing);
+  const Layout layout = engine(step).layout(shape, mirror_->at(routing), stream());
   outputs_.put_values<std::int32_t>(step, "layout tokens", layout.tokens_per_rank);
   outputs_.put_values<std::int32_t>(step, "layout pairs", layout.pairs_per_expert);
   outputs_.put_values<std::uint8_t>(step, "layout token_in_rank", layout.token_in_rank);
@@ -63,15 +95,30 @@ void RankRun::play(int step, const RouteStep& what) {
 
 void RankRun::play(int step, const AdoptStep& what) {
   const Handle& from = *kept(what.handle).handle;
-  const std::vector<std::byte> rows_until = all_of(from.rows_until()), place = all_of(from.place()),
-                               source = all_of(from.source()), tokens = all_of(from.tokens());
-  HandleArrays arrays{from.rows_until(), from.place(), from.source(), from.tokens()};
-  arrays.rows_until.data = const_cast<std::byte*>(rows_until.data());
-  arrays.place.data = const_cast<std::byte*>(place.data());
-  arrays.source.data = const_cast<std::byte*>(source.data());
-  arrays.tokens.data = const_cast<std::byte*>(tokens.data());
-  kept(step).handle = Handle::adopt(scenario_.num_ranks, rank_, arrays);
+  Kept& mine = kept(step);
+  const auto copy = [&](TensorView array) {
+    const std::vector<std::byte> bytes = mirror_->fetch(array);
+    const TensorView here = mine.in.add(array.dtype, array.shape);
+    std::copy(bytes.begin(), bytes.end(), here.as<std::byte>());
+    return here;
+  };
+  TensorView source = from.source();
+  source.shape[0] = from.num_rows();
+  const HandleArrays arrays{copy(from.rows_until()), copy(from.place()), copy(source), copy(from.tokens())};
+  mine.in.seal();
+  if (mirror_->device() < 0) {
+    mine.handle = Handle::adopt(scenario_.num_ranks, rank_, arrays);
+  } else {
+    mirror_->upload(mine.in);
+    const HandleArrays there{mirror_->at(arrays.rows_until), mirror_->at(arrays.place), mirror_->at(arrays.source),
+                             mirror_->at(arrays.tokens)};
+    mine.handle = engine(step).adopt(there, nullptr);
+  }
   put_handle(step);
+  if (mirror_->device() >= 0) {
+    outputs_.put(step, "source", mirror_->fetch(mine.handle->source()));
+    mine.has_source = true;
+  }
 }
 
 Rows RankRun::dispatch_output(int step, const DispatchStep& what) {
@@ -85,8 +132,14 @@ Rows RankRun::dispatch_output(int step, const DispatchStep& what) {
     shape.dtype = what.dtype;
     shape.num_scales = what.num_scales;
     mine.window_out = engine(step).make_rows(num_rows, shape);
-    out = mine.window_out.view();
-    std::memset(out.x.data, 0xFF, static_cast<std::size_t>(out.x.num_elements()) * size_of(out.x.dtype));
+    const Rows& theirs = mine.window_out.view();
+    out.x = mirror_->stand_in(mine.out, theirs.x);
+    if (theirs.scales.given()) out.scales = mirror_->stand_in(mine.out, theirs.scales);
+    if (theirs.experts.given()) out.experts = mirror_->stand_in(mine.out, theirs.experts);
+    if (theirs.weights.given()) out.weights = mirror_->stand_in(mine.out, theirs.weights);
+    if (mirror_->device() < 0) {
+      std::memset(out.x.data, 0xFF, static_cast<std::size_t>(out.x.num_elements()) * size_of(out.x.dtype));
+    }
     out.scales.dtype = what.scale_type;
     if (!what.with_experts) out.experts = {};
     if (!what.with_experts || !what.with_weights) out.weights = {};
@@ -119,9 +172,13 @@ void RankRun::play(int step, const DispatchStep& what) {
   const Rows in = dispatch_input(mine.in, scenario_, step, rank_);
   const Rows out = dispatch_output(step, what);
   mine.received_x = out.x;
-  mine.record = [this, step, &what, out] { put_received(step, what, out); };
-  issue(step, what.finish,
-        [&](const Options& options) { return engine(step).dispatch(in, *kept(what.handle).handle, out, {}, options); });
+  mine.record = [this, step, &what, out] {
+    put_received(step, what, out);
+    if (mirror_->device() >= 0 && !kept(what.handle).has_source) put_source(what.handle);
+  };
+  issue(step, what.finish, [&](const Options& options) {
+    return engine(step).dispatch(mirror_->at(in), *kept(what.handle).handle, mirror_->at(out), stream(), options);
+  });
 }
 
 TensorView RankRun::combine_rows(int step, const CombineStep& what) {
@@ -134,7 +191,7 @@ TensorView RankRun::combine_rows(int step, const CombineStep& what) {
     Shape shape{choices.num_experts, choices.top_k, what.hidden};
     shape.dtype = what.dtype;
     mine.window_in = engine(step).make_rows(num_rows + what.surplus_rows, shape);
-    x = mine.window_in.view().x;
+    x = mirror_->stand_in(mine.in, mine.window_in.view().x);
     std::memset(x.data, 0xFF, static_cast<std::size_t>(x.num_elements()) * size_of(x.dtype));
   } else {
     x = mine.in.add(what.dtype, {num_rows + what.surplus_rows, what.hidden}, what.misaligned);
@@ -155,7 +212,9 @@ void RankRun::play(int step, const CombineStep& what) {
     outputs_.put(step, "x", all_of(out.x));
     if (out.weights.given()) outputs_.put(step, "weights", all_of(out.weights));
   };
-  issue(step, what.finish, [&](const Options& options) { return engine(step).combine(in, handle, out, {}, options); });
+  issue(step, what.finish, [&](const Options& options) {
+    return engine(step).combine(mirror_->at(in), handle, mirror_->at(out), stream(), options);
+  });
 }
 
 }  // namespace anyep::test

@@ -111,10 +111,11 @@ void RankRun::play(int step, const LowLatencyDispatchStep& what) {
   issue(step, what.hook ? Finish::kLater : what.finish, [&](const Options& options) {
     LowLatencyOptions more = with(options, what.hook, what.wire);
     more.round_scale = what.round_scale;
-    more.received = received;
-    more.waited = waited;
-    mine.pending = engine(step).low_latency_dispatch(scenario_.shape_of(what), x, routing, mine.slabs, {}, more);
-    return what.hook ? Event() : mine.pending->receive();
+    more.received = mirror_->at(received);
+    more.waited = mirror_->at(waited);
+    mine.pending = engine(step).low_latency_dispatch(scenario_.shape_of(what), mirror_->at(x), mirror_->at(routing),
+                                                     mirror_->at(mine.slabs), stream(), more);
+    return what.hook ? Event() : mine.pending->receive(stream());
   });
 }
 
@@ -130,7 +131,7 @@ void RankRun::play(int step, const LowLatencyCombineStep& what) {
   ExpertSlabs in = dispatched;
   in.scales = {};
   if (what.zero_copy) {
-    fill_slab(scenario_, step, rank_, counts, engine(step).combine_buffer(shape));
+    fill_slab(scenario_, step, rank_, counts, mirror_->stand_in(mine.in, engine(step).combine_buffer(shape)));
     in.x = TensorView::dense(nullptr, DType::kBF16, slab_shape);
   } else {
     in.x = mine.in.add(DType::kBF16, slab_shape);
@@ -147,9 +148,12 @@ void RankRun::play(int step, const LowLatencyCombineStep& what) {
   issue(step, what.hook ? Finish::kLater : what.finish, [&](const Options& options) {
     LowLatencyOptions more = with(options, what.hook, what.wire);
     more.zero_copy = what.zero_copy;
-    more.waited = waited;
-    mine.pending = engine(step).low_latency_combine(shape, in, routing, out, {}, more);
-    return what.hook ? Event() : mine.pending->receive();
+    more.waited = mirror_->at(waited);
+    ExpertSlabs there = mirror_->at(in);
+    if (what.zero_copy) there.x = in.x;
+    mine.pending =
+        engine(step).low_latency_combine(shape, there, mirror_->at(routing), mirror_->at(out), stream(), more);
+    return what.hook ? Event() : mine.pending->receive(stream());
   });
 }
 

@@ -68,12 +68,12 @@ class Mailbox {
   int descriptor_;
 };
 
-Outputs run_threads(const Scenario& scenario) {
+Outputs run_threads(const Scenario& scenario, bool on_gpus) {
   const LocalGroup group(scenario.num_ranks);
   const SharedWords words(Returned::num_words(scenario));
   Outputs outputs(static_cast<std::size_t>(scenario.num_ranks));
   LocalGroup::run_threads(scenario.num_ranks, [&](int rank) {
-    RankRun run(scenario, rank, Returned(words.words(), scenario.num_ranks));
+    RankRun run(scenario, rank, Returned(words.words(), scenario.num_ranks), on_gpus ? gpu_mirror(rank) : nullptr);
     outputs[static_cast<std::size_t>(rank)] = run.play(group);
   });
   return outputs;
@@ -105,6 +105,8 @@ const char* name_of(World world) {
       return "Threads";
     case World::kProcesses:
       return "Processes";
+    case World::kGpus:
+      return "Gpus";
   }
   return "Unknown";
 }
@@ -114,11 +116,25 @@ Outputs run(World world, const Scenario& scenario) {
     case World::kOracle:
       return oracle_outputs(scenario);
     case World::kThreads:
-      return run_threads(scenario);
+      return run_threads(scenario, false);
     case World::kProcesses:
       return run_processes(scenario);
+    case World::kGpus:
+      return run_threads(scenario, true);
   }
   return {};
+}
+
+std::vector<World> engine_worlds() {
+  std::vector<World> all = {World::kThreads, World::kProcesses};
+  if (num_gpus() > 0) all.push_back(World::kGpus);
+  return all;
+}
+
+std::vector<World> worlds() {
+  std::vector<World> all = engine_worlds();
+  all.insert(all.begin(), World::kOracle);
+  return all;
 }
 
 void expect_conforms(World world, const Scenario& scenario) {

@@ -3,18 +3,20 @@
 
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include "support/outputs.h"
 #include "support/scenario.h"
 
 namespace anyep::test {
 
-enum class World { kOracle, kThreads, kProcesses };
-/// The list that parameterised tests run over: a new backend is one more entry.
-inline constexpr World kWorlds[] = {World::kOracle, World::kThreads, World::kProcesses};
-inline constexpr World kEngineWorlds[] = {World::kThreads, World::kProcesses};
+enum class World { kOracle, kThreads, kProcesses, kGpus };
+/// The list that parameterised tests run over: a new backend is one more entry. GPUs where there are any: ranks are threads,
+/// which share the GPUs in turn.
+std::vector<World> worlds();
+std::vector<World> engine_worlds();
 
-/// "Oracle", "Threads", "Processes".
+/// "Oracle", "Threads", "Processes", "Gpus".
 const char* name_of(World world);
 /// How GoogleTest prints it.
 inline void PrintTo(World world, std::ostream* out) {
