@@ -173,8 +173,13 @@ class Engine::Core {
 
   /// An op of a backend that runs on streams: `body` puts it on the call's stream, now.
   Event submit_to_stream(const Call& call, const Options& options, const std::function<void()>& body) {
-    for (const Event& event : options.after) event.make_wait(call.stream);
-    launch(body);
+    try {
+      for (const Event& event : options.after) event.make_wait(call.stream);
+      launch(body);
+    } catch (const Error& error) {
+      if (!spares_the_engine(error.code)) throw;
+      throw refused(call, error);
+    }
     Event event(backend->record(call));
     if (options.wait) event.wait();
     return event;

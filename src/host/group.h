@@ -67,6 +67,7 @@ class Group final : public control::Listener {
 
   RankMemory& memory(int rank) const { return *memories_[static_cast<std::size_t>(rank)]; }
   const std::shared_ptr<RankMemory>& own_memory() const { return memories_[static_cast<std::size_t>(rank_)]; }
+  std::span<std::byte> own_window() const { return {memory(rank_).window.data(), memory(rank_).window.bytes()}; }
   std::byte* own(std::uint64_t offset) const { return memory(rank_).at(offset); }
   std::byte* peer(int rank, std::uint64_t offset) const { return memory(rank).at(offset); }
   /// The word of `array` at `holder`'s window that belongs to the pair with `other`.

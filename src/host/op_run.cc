@@ -94,6 +94,11 @@ bool OpRun::has_left(int peer) const {
   return protocol::contradicts(seen, waiter.announcement) && protocol::kind_of(protocol::code_of(seen)) == kKindLeft;
 }
 
+void OpRun::fail_with(const protocol::FaultRecord& record) {
+  record_ = record;
+  fail(static_cast<Ended>(record.ended), {record.peer, record.phase});
+}
+
 void OpRun::forget_fault() {
   record_ = {};
   waiter.start_ns = protocol::now_ns();
@@ -117,7 +122,7 @@ Error OpRun::named(ErrorCode error_code, std::uint32_t phase, const std::string&
   error.generation = group.generation();
   error.sequence = call.number;
   error.limit_ns = call.limit_ns;
-  error.elapsed_ns = protocol::now_ns() - waiter.start_ns;
+  error.elapsed_ns = record_.claimed != 0 ? record_.elapsed_ns : protocol::now_ns() - waiter.start_ns;
   return error;
 }
 

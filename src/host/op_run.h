@@ -30,6 +30,8 @@ class OpRun {
       fail(ended, who);
     }
   }
+  /// Throws what a device's wait has left behind.
+  [[noreturn]] void fail_with(const protocol::FaultRecord& record);
   /// After a wait that passed its limit and was answered by a mask: the op goes on with an empty record and a new
   /// limit.
   void forget_fault();
