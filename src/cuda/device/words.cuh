@@ -18,17 +18,16 @@ struct Turn {
   std::uint32_t number;    ///< of the op's sequence
   std::uint64_t mark;      ///< of its words
   std::uint64_t start_ns;  ///< the block's start: limits count from here
-  bool left;               ///< an earlier op of this rank has failed: leave at once
 };
 
-/// All threads, at the start. Advances nothing: end_turn() does.
-__device__ inline Turn begin_turn(const Team& team, Sequence sequence) {
-  Turn turn;
+/// All threads of the block, at the start; a barrier. False: a thread of this rank has failed, leave at once.
+/// Advances nothing: end_turn() does.
+[[nodiscard]] __device__ inline bool begin_turn(const Team& team, Sequence sequence, Turn& turn) {
   turn.number = protocol::next_epoch(team.state->turn[sequence]);
   turn.mark = protocol::make_mark(team.generation, turn.number, team.code);
   turn.start_ns = protocol::now_ns();
-  turn.left = team.state->left != 0;
-  return turn;
+  const bool left = threadIdx.x == 0 && protocol::Shared(team.state->left).load(protocol::kRelaxed) != 0;
+  return __syncthreads_or(left ? 1 : 0) == 0;
 }
 
 /// The word of the pair (holder, index) in `holder`'s window.
@@ -98,9 +97,33 @@ __device__ inline void end_turn(const Team& team, Sequence sequence, const Turn&
   state.turn[sequence] = turn.number;
 }
 
-/// One thread draws from the op's pile of work. Ascending, each number once; relaxed, since a ticket orders nothing.
+/// Ascending, each number once. Relaxed, since a ticket orders nothing.
 __device__ __forceinline__ std::uint32_t draw_ticket(const Team& team, int pile, std::uint32_t count = 1) {
   return atomicAdd(&team.state->ticket[pile], count);
 }
+
+/// A warp's tickets, drawn one step before they are needed. A number at or beyond the end of the work means that there is
+/// no more.
+class Tickets {
+ public:
+  /// The first draw takes `count` numbers, since nothing hides its latency.
+  __device__ Tickets(const Team& team, int pile, std::uint32_t count = 1) : team_(team), pile_(pile) { draw(count); }
+
+  /// All lanes.
+  __device__ std::uint32_t next() {
+    const std::uint32_t ticket = __shfl_sync(0xFFFF'FFFFu, drawn_, 0);
+    draw(1);
+    return ticket;
+  }
+
+ private:
+  __device__ void draw(std::uint32_t count) {
+    if (threadIdx.x % 32 == 0) drawn_ = draw_ticket(team_, pile_, count);
+  }
+
+  const Team& team_;
+  const int pile_;
+  std::uint32_t drawn_ = 0;
+};
 
 }  // namespace anyep::cuda

@@ -12,9 +12,11 @@ namespace anyep::cuda {
 
 /// A field of this rank's tokens that travels beside x. Elements of a row may lie apart.
 struct SideField {
-  const std::byte* data = nullptr;                  ///< null = does not travel
-  std::int64_t row_stride = 0, element_stride = 0;  ///< bytes
-  std::uint32_t element_bytes = 0, num_elements = 0;
+  const std::byte* data = nullptr;
+  std::int64_t row_stride = 0, element_stride = 0;    ///< bytes
+  std::uint32_t element_bytes = 0, num_elements = 0;  ///< of a row; 0 elements = does not travel
+
+  ANYEP_HD bool given() const { return num_elements != 0; }
 };
 
 struct DispatchParams {
@@ -34,8 +36,13 @@ struct DispatchParams {
   /// Rows beyond those received have ids of -1 up to here, the room; 0 = leave them (exact-size outputs).
   std::int64_t mark_rest_until = 0;
   const std::int32_t* rows_until = nullptr;  ///< [num_ranks], device
+  /// Launched right behind this rank's notify, on a GPU that serves this rank only: may start before notify has ended.
+  bool behind_notify = false;
 };
 
+/// Which fields travel is the same on every rank (x and each SideField given or not, each offset of the grant kNone or
+/// not). x whose address, stride or row bytes are no multiples of 16 takes a slower path; elements of side fields lie
+/// aligned to their size.
 /// @pre every rank launches it with the same code; `num_sms` may differ
 void launch_dispatch(const DispatchParams& params, int num_sms, cudaStream_t stream);
 

@@ -20,7 +20,7 @@ struct CountsPage {
   std::int32_t pairs[kMaxLocalExperts];  ///< (token, choice) pairs per local expert
 };
 
-/// Blocks of at most 512 tokens each; ranges = blocks, tokens_per_range = ceil(num_tokens / blocks) <= 512 * rounds.
+/// One block per range of tokens_per_range = max(1, ceil(num_tokens / num_ranges)) adjacent tokens, any number of them.
 struct NotifyParams {
   Team team;
   // This rank's routing. Either `experts` or `in_rank` or both; where both are given, in_rank says where tokens go.

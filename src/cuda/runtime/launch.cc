@@ -86,6 +86,10 @@ void KernelEntry::launch(const LaunchShape& shape, void** arguments) const {
   check(cudaLaunchKernelExC(&config, function_, arguments), "launch of", name_);
 }
 
+void zero_later(void* memory, std::size_t bytes, cudaStream_t stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "zeroing", "memory");
+}
+
 void load_kernels() {
   for (const KernelEntry* kernel = first_kernel(); kernel != nullptr; kernel = kernel->next_) kernel->load();
 }

@@ -63,6 +63,9 @@ class Kernel : public KernelEntry {
   }
 };
 
+/// Zeroes memory of the current device in stream order.
+void zero_later(void* memory, std::size_t bytes, cudaStream_t stream);
+
 /// Loads every kernel of the library on the current device: a first launch must not wait behind a kernel that waits for a
 /// peer. For create().
 void load_kernels();
