@@ -3,7 +3,6 @@
 #include <anyep/error.h>
 
 #include <array>
-#include <atomic>
 #include <mutex>
 #include <string>
 
@@ -62,7 +61,7 @@ KernelEntry::KernelEntry(const void* function, const char* name)
 void KernelEntry::load() const {
   const int device = current_device();
   const std::uint64_t bit = std::uint64_t{1} << (device % 64);
-  const std::atomic_ref<std::uint64_t> loaded(loaded_[device / 64]);
+  std::atomic<std::uint64_t>& loaded = loaded_[device / 64];
   if ((loaded.load(std::memory_order_acquire) & bit) != 0) return;
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, function_), "loading", name_);

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -47,7 +48,7 @@ class KernelEntry {
 
   const void* function_;
   const char* name_;
-  mutable std::uint64_t loaded_[2] = {};  ///< bit d: done on device d; only touched through atomics
+  mutable std::atomic<std::uint64_t> loaded_[2] = {};  ///< bit d: done on device d
   KernelEntry* next_;
 };
 
