@@ -8,67 +8,67 @@
 
 namespace anyep::cuda {
 
-struct EventPool::Free {
-  std::mutex mutex;
-  std::vector<cudaEvent_t> events;
-};
-
-EventPool::EventPool(int device) : device_(device), free_(std::make_unique<Free>()) {}
-
-std::shared_ptr<EventPool> EventPool::of_device(int device) {
-  return std::shared_ptr<EventPool>(new EventPool(device));
-}
-
-EventPool::~EventPool() {
-  for (const cudaEvent_t event : free_->events) log_failure(cudaEventDestroy(event), "cudaEventDestroy");
-}
-
-Event EventPool::take() {
-  cudaEvent_t event = nullptr;
-  {
-    const std::lock_guard lock(free_->mutex);
-    if (!free_->events.empty()) {
-      event = free_->events.back();
-      free_->events.pop_back();
-    } else {
-      // give_back() must not fail: there is always room for every event that was made.
-      free_->events.reserve(free_->events.capacity() + 1);
-    }
+class EventHandle::Shelf {
+ public:
+  ~Shelf() {
+    for (const cudaEvent_t event : idle_) log_failure(cudaEventDestroy(event), "cudaEventDestroy");
   }
-  if (event == nullptr) {
-    const DeviceGuard on_device(device_);
+
+  cudaEvent_t take() {
+    cudaEvent_t event = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!idle_.empty()) {
+        event = idle_.back();
+        idle_.pop_back();
+        return event;
+      }
+      // Room for every event that was ever made: put() cannot fail.
+      if (idle_.capacity() < ++made_) idle_.reserve(2 * made_);
+    }
     const OutsideCapture outside;
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    return event;
   }
-  return Event(shared_from_this(), event, device_);
+
+  void put(cudaEvent_t event) noexcept {
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(event);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<cudaEvent_t> idle_;
+  std::size_t made_ = 0;
+};
+
+EventHandle::EventHandle(std::shared_ptr<Shelf> shelf, cudaEvent_t event) : shelf_(std::move(shelf)), event_(event) {}
+
+EventHandle::~EventHandle() {
+  shelf_->put(event_);
 }
 
-void EventPool::give_back(cudaEvent_t event) noexcept {
-  const std::lock_guard lock(free_->mutex);
-  free_->events.push_back(event);
-}
-
-Event::~Event() {
-  if (event_ != nullptr) pool_->give_back(event_);
-}
-
-void Event::record(cudaStream_t stream) const {
-  check(cudaEventRecord(event_, stream), "cudaEventRecord");
-}
-
-bool Event::done() const {
+cudaError_t EventHandle::status() const noexcept {
   const OutsideCapture outside;
   const cudaError_t status = cudaEventQuery(event_);
-  if (status == cudaErrorNotReady) {
-    (void)cudaGetLastError();
-    return false;
-  }
-  check(status, "cudaEventQuery");
-  return true;
+  if (status != cudaSuccess) (void)cudaGetLastError();
+  return status;
 }
 
-void Event::hold_back(cudaStream_t stream) const {
+bool EventHandle::done() const noexcept {
+  return status() != cudaErrorNotReady;
+}
+
+void EventHandle::make_wait(cudaStream_t stream) const {
   check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
+}
+
+EventPool::EventPool() : shelf_(std::make_shared<EventHandle::Shelf>()) {}
+
+std::shared_ptr<EventHandle> EventPool::record(cudaStream_t stream) {
+  const auto handle = std::make_shared<EventHandle>(shelf_, shelf_->take());
+  check(cudaEventRecord(handle->get(), stream), "cudaEventRecord");
+  return handle;
 }
 
 }  // namespace anyep::cuda
