@@ -1,0 +1,57 @@
+// One rank on a GPU that does the same small exchange over and over and knows what must come out.
+#pragma once
+
+#include <anyep/bootstrap.h>
+#include <anyep/engine.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace anyep::test {
+
+/// GPUs of this machine, asked in a child: this process must not touch CUDA, its children will.
+int gpus_seen_by_a_child();
+
+class GpuRank {
+ public:
+  GpuRank(Bootstrap& bootstrap, std::chrono::milliseconds limit, int num_gpus);
+  ~GpuRank();
+  GpuRank(const GpuRank&) = delete;
+  GpuRank& operator=(const GpuRank&) = delete;
+
+  Engine& engine() { return *engine_; }
+  cudaStream_t stream() const { return stream_; }
+  /// Puts route, dispatch and combine on the stream; waits for the counts only.
+  void launch();
+  /// Waits for the end and compares. Empty, or what is wrong. Throws the engine's error.
+  std::string finish();
+  std::string exchange() {
+    launch();
+    return finish();
+  }
+  /// A route alone, of which peers are to be late.
+  void launch_route();
+  void launch_combine();
+  /// The GPU context still computes and copies.
+  bool computes() const;
+  void forget() { engine_.reset(); }
+
+ private:
+  static constexpr std::int64_t kTokens = 512, kHidden = 2048;
+  static constexpr int kTopK = 4;
+
+  std::optional<Engine> engine_;
+  cudaStream_t stream_ = nullptr;
+  int num_experts_ = 0;
+  std::int64_t* ids_ = nullptr;
+  std::uint16_t *x_ = nullptr, *out_ = nullptr;
+  std::vector<std::uint16_t> host_x_;
+  std::vector<int> ranks_of_;  ///< per token
+  std::optional<Handle> handle_;
+  OwnedRows rows_;
+  Event done_;
+};
+
+}  // namespace anyep::test
