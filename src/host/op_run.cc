@@ -175,6 +175,8 @@ void OpRun::fail(Ended ended, const protocol::Who& who) {
       gone(who.peer, who.phase);
     case Ended::kTimeout:
       timed_out(who);
+    case Ended::kTooMany:
+      too_many(who);
     default:
       leave(who.phase);
   }
@@ -213,6 +215,16 @@ void OpRun::timed_out(const protocol::Who& who) {
   error.expected = record_.expected;
   error.seen = record_.seen;
   error.elapsed_ns = record_.elapsed_ns;
+  leave_with(error);
+}
+
+void OpRun::too_many(const protocol::Who& who) {
+  Error error = named(ErrorCode::kCapacity, who.phase,
+                      fmt::format("rank {} has to do with {} where {} is the most that fits", who.peer, record_.seen,
+                                  record_.expected));
+  error.peers = {who.peer};
+  error.need = record_.seen;
+  error.have = record_.expected;
   leave_with(error);
 }
 

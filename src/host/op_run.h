@@ -65,6 +65,7 @@ class OpRun {
   [[noreturn]] void left(int peer, std::uint32_t phase);
   [[noreturn]] void gone(int peer, std::uint32_t phase);
   [[noreturn]] void timed_out(const protocol::Who& who);
+  [[noreturn]] void too_many(const protocol::Who& who);
   /// The group fails with this error, peers see that this rank has left the call, and it is thrown.
   [[noreturn]] void leave_with(const Error& error);
   /// Leaves because the group has failed already.
