@@ -33,6 +33,9 @@ constexpr std::array kVariables = {
                 "least level of the lines that reach the log callback"},
     EnvVariable{"ANYEP_TOPK_IDX_BITS", EnvKind::kChoice, "64|32", "64", "width of deep_ep.topk_idx_t"},
     EnvVariable{"ANYEP_PEER_ACCESS", EnvKind::kChoice, "1|0", "1", "0 = GPUs stage through pinned host memory"},
+    EnvVariable{
+        "ANYEP_CUDA_MEMORY", EnvKind::kChoice, "auto|vmm|ipc|fabric", "auto",
+        "how GPU memory is shared: descriptors of VMM memory, cudaIpc or fabric handles; auto tries the best first"},
     EnvVariable{"ANYEP_COMBINE", EnvKind::kChoice, "ranks|exact", "ranks",
                 "exact = low-latency combine rounds once; one row per choice travels"},
     EnvVariable{"ANYEP_CPU_ISA", EnvKind::kChoice, "baseline|v3|v4", "the best that the processor has",
