@@ -65,9 +65,8 @@ if(CMAKE_CXX_COMPILER_LAUNCHER MATCHES "ccache")
   list(PREPEND anyep_nvcc "${CMAKE_COMMAND}" -E env CCACHE_DEPEND=1)
 endif()
 
-file(GLOB_RECURSE anyep_cuda_units RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS src/cuda/*.cu)
-set(ANYEP_CUDA_OBJECTS)
-foreach(unit ${anyep_cuda_units})
+# Compiles one .cu file; its object's path goes into `result`. Two targets may list it only if one depends on the other.
+function(anyep_cuda_object unit result)
   set(object "${PROJECT_BINARY_DIR}/cuda/${unit}.o")
   cmake_path(GET object PARENT_PATH folder)
   file(MAKE_DIRECTORY "${folder}")
@@ -76,6 +75,13 @@ foreach(unit ${anyep_cuda_units})
     COMMAND ${anyep_nvcc} ${anyep_nvcc_flags} -MD -MF "${object}.d" -MT "${object}"
             -c "${PROJECT_SOURCE_DIR}/${unit}" -o "${object}"
     DEPENDS "${PROJECT_SOURCE_DIR}/${unit}" DEPFILE "${object}.d" COMMENT "Building CUDA object ${unit}" VERBATIM)
+  set(${result} "${object}" PARENT_SCOPE)
+endfunction()
+
+file(GLOB_RECURSE anyep_cuda_units RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS src/cuda/*.cu)
+set(ANYEP_CUDA_OBJECTS)
+foreach(unit ${anyep_cuda_units})
+  anyep_cuda_object("${unit}" object)
   list(APPEND ANYEP_CUDA_OBJECTS "${object}")
 endforeach()
 

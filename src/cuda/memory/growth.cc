@@ -18,7 +18,6 @@
 #include "core/check.h"
 #include "core/layout.h"
 #include "core/log.h"
-#include "cuda/runtime/device_guard.h"
 
 namespace anyep::cuda {
 namespace {
@@ -53,10 +52,8 @@ std::pair<bootstrap::UniqueFd, bootstrap::UniqueFd> make_inbox() {
   return {bootstrap::UniqueFd(ends[0]), bootstrap::UniqueFd(ends[1])};
 }
 
-Growth::Growth(int rank, int device, std::vector<std::shared_ptr<Window>> windows, const WindowShape& shape,
-               Links links)
+Growth::Growth(int rank, std::vector<std::shared_ptr<Window>> windows, const WindowShape& shape, Links links)
     : rank_(rank),
-      device_(device),
       process_(::getpid()),
       windows_(std::move(windows)),
       shape_(shape),
@@ -109,10 +106,7 @@ Piece Growth::grow(std::uint64_t bytes, Deadline deadline, const std::function<b
     next_ += packet.bytes;  // whatever comes of it: a piece that only some have mapped leaves a hole
     std::ranges::fill(said_, kNone);
   }
-  const Ticket ticket = [&] {
-    const DeviceGuard on_device(device_);
-    return windows_[static_cast<std::size_t>(rank_)]->add(packet.offset, packet.bytes);
-  }();
+  const Ticket ticket = windows_[static_cast<std::size_t>(rank_)]->add(packet.offset, packet.bytes);
   packet.handle = ticket.handle;
 
   std::vector<int> asked;
@@ -202,7 +196,6 @@ void Growth::take_piece(const Packet& packet, bootstrap::UniqueFd fd) {
                     packet.bytes % shape_.unit == 0 && end > packet.offset && end <= shape_.reserved;
   try {
     if (fits) {
-      const DeviceGuard on_device(device_);
       windows_[static_cast<std::size_t>(packet.from)]->import(packet.offset, packet.bytes,
                                                               Ticket{std::move(fd), packet.handle});
       answer.answer = kMapped;

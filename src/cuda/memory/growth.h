@@ -27,13 +27,13 @@ struct Piece {
 
 class Growth {
  public:
-  /// The pieces of packets that ranks send each other: everybody writes into everybody's inbox.
+  /// Everybody writes into everybody's inbox.
   struct Links {
     bootstrap::UniqueFd inbox;                  ///< this rank reads
     std::vector<bootstrap::UniqueFd> outboxes;  ///< [ranks]; empty for ranks of this process, which share the windows
   };
   /// Starts the thread that answers. @throws Error kResource
-  Growth(int rank, int device, std::vector<std::shared_ptr<Window>> windows, const WindowShape& shape, Links links);
+  Growth(int rank, std::vector<std::shared_ptr<Window>> windows, const WindowShape& shape, Links links);
   ~Growth();  ///< waits for no peer
 
   /// What one piece can have at most now.
@@ -50,7 +50,7 @@ class Growth {
   void take_piece(const Packet& packet, bootstrap::UniqueFd fd);
   bool send(int peer, const Packet& packet, int fd) const;
 
-  const int rank_, device_;
+  const int rank_;
   const std::int64_t process_;
   const std::vector<std::shared_ptr<Window>> windows_;
   const WindowShape shape_;

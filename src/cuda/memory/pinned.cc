@@ -19,6 +19,7 @@ namespace anyep::cuda {
 PinnedPages::PinnedPages(std::uint64_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   (void)driver();
+  device_ = current_device();
   void* data = nullptr;
   const OutsideCapture outside;
   const cudaError_t status = cudaHostAlloc(&data, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
@@ -29,27 +30,33 @@ PinnedPages::PinnedPages(std::uint64_t bytes) : bytes_(bytes) {
 }
 
 PinnedPages::PinnedPages(PinnedPages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), device_(other.device_) {}
 
 PinnedPages& PinnedPages::operator=(PinnedPages&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
   return *this;
 }
 
 PinnedPages::~PinnedPages() {
+  if (data_ == nullptr) return;
+  const DeviceGuard on_device(device_, std::nothrow);
   const OutsideCapture outside;
-  if (data_ != nullptr) log_failure(cudaFreeHost(data_), "cudaFreeHost");
+  log_failure(cudaFreeHost(data_), "cudaFreeHost");
 }
 
 struct PinnedRange::Registration {
   std::byte* data = nullptr;
   std::uint64_t bytes = 0;
+  int device = 0;            ///< that was current when it was made
   bool same_address = true;  ///< kernels use the host's address
 
   ~Registration() {
+    if (data == nullptr) return;
+    const DeviceGuard on_device(device, std::nothrow);
     const OutsideCapture outside;
-    if (data != nullptr) log_failure(cudaHostUnregister(data), "cudaHostUnregister");
+    log_failure(cudaHostUnregister(data), "cudaHostUnregister");
   }
 };
 
@@ -73,6 +80,7 @@ PinnedRange PinnedRange::of(std::span<std::byte> pages) {
     if (range.registration_ != nullptr && range.registration_->bytes == pages.size()) return range;
   }
   auto made = std::make_shared<Registration>();
+  made->device = current_device();
   const OutsideCapture outside;
   const cudaError_t status =
       cudaHostRegister(pages.data(), pages.size(), cudaHostRegisterPortable | cudaHostRegisterMapped);

@@ -8,8 +8,8 @@
 
 namespace anyep::cuda {
 
-/// Zeroed host memory, one address for the host and for the kernels of every device. Moves only; freed with the object, which
-/// must outlive every kernel that knows it.
+/// Zeroed host memory, one address for the host and for the kernels of every device. Moves only. Freeing it waits for all
+/// kernels of the process (measured), so a rank frees its pages when its own have left.
 class PinnedPages {
  public:
   PinnedPages() = default;
@@ -25,10 +25,11 @@ class PinnedPages {
  private:
   std::byte* data_ = nullptr;
   std::uint64_t bytes_ = 0;
+  int device_ = 0;  ///< that was current when it was made
 };
 
 /// Existing whole pages of the host, made visible to the kernels of every device. Ranks of one process that name the same
-/// range share its registration. Moves only; the pages must outlive it.
+/// range share its registration. Moves only; the pages must outlive it. Its end waits for kernels like that of PinnedPages.
 class PinnedRange {
  public:
   PinnedRange() = default;

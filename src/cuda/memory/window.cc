@@ -51,6 +51,7 @@ class MappedWindow final : public Window {
   }
 
   Ticket add(std::uint64_t offset, std::uint64_t bytes) override {
+    const DeviceGuard on_device(device_);
     const bool fabric = sharing_ == Sharing::kFabric;
     const auto memory = PhysicalMemory::create(
         device_, bytes, fabric ? PhysicalMemory::Handles::kDescriptorAndFabric : PhysicalMemory::Handles::kDescriptor);
@@ -69,6 +70,7 @@ class MappedWindow final : public Window {
       const std::lock_guard lock(mutex_);
       if (mapped_.contains(offset)) return;
     }
+    const DeviceGuard on_device(device_);
     map(offset, sharing_ == Sharing::kFabric ? PhysicalMemory::import(ticket.handle, bytes)
                                              : PhysicalMemory::import(ticket.fd.get(), bytes));
   }
@@ -103,6 +105,7 @@ class IpcWindow final : public Window {
   }
   ~IpcWindow() override {
     if (base_ == nullptr) return;
+    const DeviceGuard on_device(device_, std::nothrow);
     const OutsideCapture outside;
     if (own_) {
       log_failure(cudaFree(base_), "cudaFree");
@@ -113,6 +116,7 @@ class IpcWindow final : public Window {
 
   Ticket add(std::uint64_t offset, std::uint64_t bytes) override {
     ANYEP_CHECK(offset == 0 && base_ == nullptr, "memory by cudaIpc does not grow");
+    const DeviceGuard on_device(device_);
     const OutsideCapture outside;
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, bytes);
@@ -136,6 +140,7 @@ class IpcWindow final : public Window {
 
   void import(std::uint64_t offset, std::uint64_t, const Ticket& ticket) override {
     ANYEP_CHECK(offset == 0 && base_ == nullptr, "memory by cudaIpc does not grow");
+    const DeviceGuard on_device(device_);
     if (devices_.size() > 1) {  // an opened handle has another address on every device
       core::throw_error(ErrorCode::kUnsupported, "create", "cudaIpc serves one GPU per process");
     }
@@ -175,7 +180,7 @@ class IpcWindow final : public Window {
 
 class HostWindow final : public Window {
  public:
-  explicit HostWindow(const WindowShape& shape) {
+  HostWindow(const WindowShape& shape, int device) : device_(device) {
     void* const at = ::mmap(nullptr, shape.reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) core::throw_resource("create", "mmap", errno, shape.reserved);
     on_host_ = static_cast<std::byte*>(at);
@@ -205,6 +210,7 @@ class HostWindow final : public Window {
  private:
   void map(std::uint64_t offset, std::uint64_t bytes, int fd) {
     ANYEP_CHECK(offset + bytes <= addresses_, "a piece lies in the reserved range");
+    const DeviceGuard on_device(device_);  // registering makes a context on the current device
     const std::lock_guard lock(mutex_);
     if (!mapped_.insert(offset).second) return;
     try {
@@ -223,6 +229,7 @@ class HostWindow final : public Window {
     }
   }
 
+  const int device_;
   std::mutex mutex_;
   std::byte* on_host_ = nullptr;
   std::uint64_t addresses_ = 0;
@@ -236,7 +243,7 @@ std::shared_ptr<Window> empty_window(Sharing sharing, const WindowShape& shape, 
     case Sharing::kIpc:
       return std::make_shared<IpcWindow>(shape, device, devices);
     case Sharing::kHostMemory:
-      return std::make_shared<HostWindow>(shape);
+      return std::make_shared<HostWindow>(shape, device);
     case Sharing::kDescriptors:
     case Sharing::kFabric:
       break;
@@ -284,10 +291,11 @@ WindowShape WindowShape::of(std::uint64_t layout_bytes, Sharing sharing, std::ui
 
 std::shared_ptr<Window> make_window(Sharing sharing, const WindowShape& shape, std::uint64_t zero_bytes, int device,
                                     std::span<const int> devices, Ticket& ticket) {
-  const DeviceGuard guard(device);
   auto window = empty_window(sharing, shape, device, devices);
   ticket = window->add(0, shape.bytes);
-  if (sharing != Sharing::kHostMemory) zero(window->base(), zero_bytes);  // a memfd is born zero
+  if (sharing == Sharing::kHostMemory) return window;  // a memfd is born zero
+  const DeviceGuard on_device(device);
+  zero(window->base(), zero_bytes);
   return window;
 }
 

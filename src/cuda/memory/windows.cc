@@ -169,9 +169,8 @@ struct Windows::Setup {
     for (std::size_t peer = 0; peer < notes.size(); ++peer) {
       if (!is_here(peer)) links.outboxes[peer] = std::move(fds[peer].at(0));
     }
-    settle(caught([&] {
-      windows.growth_ = std::make_unique<Growth>(rank, device, windows.windows_, windows.shape_, std::move(links));
-    }));
+    settle(caught(
+        [&] { windows.growth_ = std::make_unique<Growth>(rank, windows.windows_, windows.shape_, std::move(links)); }));
   }
 };
 

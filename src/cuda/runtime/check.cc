@@ -71,13 +71,13 @@ void throw_device_memory(std::string_view op, std::string_view call, std::uint64
 }
 
 void log_failure(cudaError_t status, const char* call) noexcept {
-  // At process exit the driver may be gone before us: then there is nothing to release either.
-  if (status == cudaSuccess || status == cudaErrorCudartUnloading) return;
+  // At process exit the driver may be gone before us, and a forked child has none: there is nothing to release then.
+  if (status == cudaSuccess || status == cudaErrorCudartUnloading || status == cudaErrorInitializationError) return;
   log_it(status, call);
 }
 
 void log_failure(CUresult status, const char* call) noexcept {
-  if (status == CUDA_SUCCESS || status == CUDA_ERROR_DEINITIALIZED) return;
+  if (status == CUDA_SUCCESS || status == CUDA_ERROR_DEINITIALIZED || status == CUDA_ERROR_NOT_INITIALIZED) return;
   log_it(status, call);
 }
 

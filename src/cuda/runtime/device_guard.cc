@@ -27,6 +27,17 @@ CUcontext primary_context(int device) {
 }  // namespace
 
 DeviceGuard::DeviceGuard(int device) {
+  enter(device);
+}
+
+DeviceGuard::DeviceGuard(int device, std::nothrow_t) noexcept {
+  try {
+    enter(device);
+  } catch (...) {  // CUDA has gone before us, as at exit: there is nothing left to release either
+  }
+}
+
+void DeviceGuard::enter(int device) {
   int count = 0;
   const Driver& functions = driver();
   if (device < 0) {

@@ -4,6 +4,8 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <new>
+
 namespace anyep::cuda {
 
 /// Makes `device` current in this thread, then puts back what was. Where nothing was current, nothing is afterwards:
@@ -12,11 +14,14 @@ class DeviceGuard {
  public:
   /// @throws Error kUnsupported, kDevice
   explicit DeviceGuard(int device);
+  /// For destructors: where the device cannot be made current any more, what is current stays.
+  DeviceGuard(int device, std::nothrow_t) noexcept;
   ~DeviceGuard();
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
+  void enter(int device);
   bool pushed_ = false;
 };
 
