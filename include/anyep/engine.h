@@ -16,9 +16,12 @@
 namespace anyep {
 
 /// One caller at a time (a second one gets kState). Calls are collective, in the same order on every rank, and run in that
-/// order. On CPU ranks the stream is ignored: the caller's own thread runs an op that it waits for anyway when the queue is
-/// empty; a worker thread serves asynchronous ones; a hook runs the receive half on the thread that calls it.
-/// Asynchronous inputs and outputs must stay alive and inputs unchanged until the event.
+/// order. A rank on a GPU (Topology::device) finds tensors in that GPU's memory and puts its work on the caller's stream: a
+/// call returns when it is launched, the next one waits for it on whatever stream it comes, and calls may be captured into
+/// graphs; the host waits only for counts, for events and where Options::wait says so. On CPU ranks the stream is ignored:
+/// the caller's own thread runs an op that it waits for anyway when the queue is empty; a worker thread serves asynchronous
+/// ones; a hook runs the receive half on the thread that calls it. Asynchronous inputs and outputs must stay alive and
+/// inputs unchanged until the event.
 class ANYEP_API Engine {
  public:
   class Core;

@@ -13,7 +13,7 @@
 #include <string>
 #include <thread>
 
-#include "gpu_rank.h"
+#include "support/gpu_rank.h"
 
 namespace anyep::test {
 namespace {

@@ -1,6 +1,7 @@
 // One rank on a GPU that does the same small exchange over and over and knows what must come out.
 #pragma once
 
+#if ANYEP_CUDA
 #include <anyep/bootstrap.h>
 #include <anyep/engine.h>
 #include <cuda_runtime.h>
@@ -31,12 +32,22 @@ class GpuRank {
     launch();
     return finish();
   }
-  /// A route alone, of which peers are to be late.
+  /// One part of it.
   void launch_route();
   void launch_combine();
   /// The GPU context still computes and copies.
   bool computes() const;
   void forget() { engine_.reset(); }
+
+  // ---- in a captured graph ----
+  /// Rows for all tokens of all ranks, which graphs use.
+  void take_worst_case_rows();
+  /// Puts route, dispatch into the worst case and combine on the stream; waits for nothing.
+  void launch_without_host();
+  /// Other inputs: every replay and every exchange from now on uses these.
+  void change_inputs(unsigned salt);
+  /// Compares; everything on the stream is done.
+  std::string compare();
 
  private:
   static constexpr std::int64_t kTokens = 512, kHidden = 2048;
@@ -48,10 +59,13 @@ class GpuRank {
   std::int64_t* ids_ = nullptr;
   std::uint16_t *x_ = nullptr, *out_ = nullptr;
   std::vector<std::uint16_t> host_x_;
-  std::vector<int> ranks_of_;  ///< per token
+  std::vector<Handle> captured_;  ///< alive as long as their graphs
+  std::vector<int> ranks_of_;     ///< per token
   std::optional<Handle> handle_;
   OwnedRows rows_;
+  OwnedRows worst_case_rows_;  ///< of graphs
   Event done_;
 };
 
 }  // namespace anyep::test
+#endif

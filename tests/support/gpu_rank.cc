@@ -1,4 +1,5 @@
-#include "gpu_rank.h"
+#if ANYEP_CUDA
+#include "support/gpu_rank.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -56,22 +57,50 @@ GpuRank::GpuRank(Bootstrap& bootstrap, std::chrono::milliseconds limit, int num_
 
   const int ranks = engine_->num_ranks();
   num_experts_ = 4 * ranks;
+  ids_ = device_array<std::int64_t>(kTokens * kTopK);
+  x_ = device_array<std::uint16_t>(kTokens * kHidden);
+  out_ = device_array<std::uint16_t>(kTokens * kHidden);
+  change_inputs(0);
+}
+
+void GpuRank::change_inputs(unsigned salt) {
   std::vector<std::int64_t> ids(static_cast<std::size_t>(kTokens * kTopK));
+  ranks_of_.clear();
   for (std::int64_t token = 0; token < kTokens; ++token) {
     unsigned at = 0;
     for (int choice = 0; choice < kTopK; ++choice) {
-      const std::int64_t expert = (token * 7 + choice * 5 + engine_->rank()) % num_experts_;
+      const std::int64_t expert = (token * 7 + choice * 5 + engine_->rank() + salt * (token % 3)) % num_experts_;
       ids[static_cast<std::size_t>(token * kTopK + choice)] = expert;
       at |= 1u << (expert / 4);
     }
     ranks_of_.push_back(std::popcount(at));
   }
-  for (std::int64_t i = 0; i < kTokens * kHidden; ++i) host_x_.push_back(bf16_of(static_cast<float>(i % 61)));
-  ids_ = device_array<std::int64_t>(ids.size());
-  x_ = device_array<std::uint16_t>(host_x_.size());
-  out_ = device_array<std::uint16_t>(host_x_.size());
-  must(cudaMemcpy(ids_, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice), "cudaMemcpy");
-  must(cudaMemcpy(x_, host_x_.data(), host_x_.size() * 2, cudaMemcpyHostToDevice), "cudaMemcpy");
+  host_x_.clear();
+  for (std::int64_t i = 0; i < kTokens * kHidden; ++i) host_x_.push_back(bf16_of(static_cast<float>((i + salt) % 61)));
+  must(cudaMemcpyAsync(ids_, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
+  must(cudaMemcpyAsync(x_, host_x_.data(), host_x_.size() * 2, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
+  must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+}
+
+void GpuRank::take_worst_case_rows() {
+  worst_case_rows_ = engine_->make_rows(kTokens * engine_->num_ranks(), Shape{num_experts_, 0, kHidden});
+}
+
+void GpuRank::launch_without_host() {
+  Shape shape{num_experts_, kTopK};
+  Routing routing;
+  routing.experts = TensorView::dense(ids_, DType::kI64, {kTokens, kTopK});
+  captured_.push_back(engine_->route(shape, routing, {stream_}));
+  Rows in, out;
+  in.x = TensorView::dense(x_, DType::kBF16, {kTokens, kHidden});
+  out.x = worst_case_rows_.view().x;
+  (void)engine_->dispatch(in, captured_.back(), out, {stream_});
+  must(cudaMemsetAsync(out_, 0xFF, kTokens * kHidden * 2, stream_), "cudaMemsetAsync");
+  CombineInput back;
+  back.x = worst_case_rows_.view().x;
+  Rows result;
+  result.x = TensorView::dense(out_, DType::kBF16, {kTokens, kHidden});
+  (void)engine_->combine(back, captured_.back(), result, {stream_});
 }
 
 GpuRank::~GpuRank() {
@@ -109,6 +138,10 @@ void GpuRank::launch() {
 
 std::string GpuRank::finish() {
   done_.wait();
+  return compare();
+}
+
+std::string GpuRank::compare() {
   std::vector<std::uint16_t> out(host_x_.size());
   must(cudaMemcpyAsync(out.data(), out_, out.size() * 2, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync");
   must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
@@ -131,3 +164,4 @@ bool GpuRank::computes() const {
 }
 
 }  // namespace anyep::test
+#endif

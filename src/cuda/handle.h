@@ -1,0 +1,68 @@
+// A handle of CUDA ranks: its arrays lie on the GPU, its counts come to a page of host memory.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "backend/state.h"
+#include "cuda/kernels/places.h"
+#include "cuda/rank.h"
+
+namespace anyep::cuda {
+
+class DeviceHandle final : public DeviceArrays {
+ public:
+  /// For a route; the arrays lie in one block of the window's heap.
+  DeviceHandle(std::shared_ptr<Rank> rank, std::int64_t num_tokens, int ranges);
+  /// Over arrays of the caller's.
+  DeviceHandle(std::shared_ptr<Rank> rank, const HandleArrays& arrays, std::shared_ptr<const void> owner);
+
+  TensorView rows_until() override;
+  TensorView place() override;   ///< waits for its stream's work
+  TensorView source() override;  ///< @throws Error kState before the first dispatch
+  TensorView tokens() override;
+
+  Places places() const;
+  std::int32_t* final_place() const { return final_place_; }
+  /// Whether the array of final rows is, or is on its way to be, filled.
+  bool has_final_place = false;
+  /// Room for `rows` source indices, in the window; filled by the first dispatch.
+  std::uint64_t source_for(std::int64_t rows);
+  const std::int32_t* source_data() const { return source_; }
+  bool has_source() const { return source_ != nullptr; }
+  std::int64_t source_rows() const { return source_rows_; }
+
+  // What the kernels of notify fill.
+  std::int32_t *rows_until_data = nullptr, *tokens_data = nullptr, *place_data = nullptr, *before_data = nullptr;
+  PagePointer page;
+  int tokens_per_range = 1;
+
+ private:
+  std::shared_ptr<Rank> rank_;
+  std::int64_t num_tokens_ = 0;
+  Block arrays_, source_block_;
+  std::shared_ptr<const void> owner_;
+  std::int32_t* final_place_ = nullptr;
+  const std::int32_t* source_ = nullptr;
+  std::int64_t source_rows_ = 0;
+};
+
+/// Done when notify has written the page of counts; then they are in the state's vectors.
+class CountsEvent final : public anyep::Event::State {
+ public:
+  CountsEvent(std::shared_ptr<Rank> rank, Handle::State& handle, std::uint64_t op_limit_ns, int local_experts);
+  bool done() const noexcept override;
+  bool wait_for(std::uint64_t limit) const override;
+  void wait() const override;
+
+ private:
+  void fill() const;
+  std::shared_ptr<Rank> rank_;
+  Handle::State& handle_;  ///< which owns this
+  PagePointer page_;
+  std::uint64_t limit_;
+  int local_experts_;
+  mutable bool filled_ = false;
+};
+
+}  // namespace anyep::cuda

@@ -1,0 +1,98 @@
+// Captured and replayed graphs of high throughput: inputs that change between replays, several graphs, eager calls in between.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "support/gpu_rank.h"
+#include "support/mirror.h"
+
+namespace anyep::test {
+namespace {
+
+constexpr auto kLimit = std::chrono::seconds(20);
+
+void must(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+class Graph {
+ public:
+  explicit Graph(GpuRank& rank) : stream_(rank.stream()) {
+    // Other ranks of this process go on meanwhile.
+    must(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    rank.launch_without_host();
+    must(cudaStreamEndCapture(stream_, &graph_));
+    must(cudaGraphInstantiate(&executable_, graph_, 0));
+    must(cudaGraphUpload(executable_, stream_));
+    must(cudaStreamSynchronize(stream_));
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() {
+    (void)cudaGraphExecDestroy(executable_);
+    (void)cudaGraphDestroy(graph_);
+  }
+  void replay() const { must(cudaGraphLaunch(executable_, stream_)); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+class GpuGraph : public testing::TestWithParam<int> {
+ protected:
+  void SetUp() override {
+    if (num_gpus() == 0) GTEST_SKIP() << "no GPU";
+  }
+  template <class Body>
+  static void with_ranks(int ranks, const Body& body) {
+    const LocalGroup group(ranks);
+    LocalGroup::run_threads(ranks, [&](int rank) {
+      const auto bootstrap = group.member(rank);
+      GpuRank me(*bootstrap, kLimit, num_gpus());
+      body(me);
+      must(cudaStreamSynchronize(me.stream()));
+      me.engine().close();
+    });
+  }
+};
+
+TEST_P(GpuGraph, ReplaysFollowTheirInputs) {
+  with_ranks(GetParam(), [](GpuRank& me) {
+    EXPECT_EQ(me.exchange(), "");
+    me.take_worst_case_rows();
+    const Graph graph(me);
+    for (unsigned replay = 0; replay < 20; ++replay) {
+      me.change_inputs(replay);
+      graph.replay();
+      EXPECT_EQ(me.compare(), "") << "replay " << replay;
+    }
+    for (int replay = 0; replay < 50; ++replay) graph.replay();  // no host between them
+    EXPECT_EQ(me.compare(), "");
+  });
+}
+
+TEST_P(GpuGraph, SeveralGraphsAndEagerCallsTakeTurns) {
+  with_ranks(GetParam(), [](GpuRank& me) {
+    me.take_worst_case_rows();
+    const Graph one(me), two(me);
+    for (unsigned round = 0; round < 6; ++round) {
+      me.change_inputs(round);
+      one.replay();
+      two.replay();
+      one.replay();
+      EXPECT_EQ(me.compare(), "");
+      EXPECT_EQ(me.exchange(), "");
+      two.replay();
+      must(cudaStreamSynchronize(me.stream()));
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuGraph, testing::Values(1, 2, 4), testing::PrintToStringParamName());
+
+}  // namespace
+}  // namespace anyep::test
