@@ -82,8 +82,10 @@ class Rank : public std::enable_shared_from_this<Rank> {
   int sends_behind(std::uint32_t send) const { return static_cast<int>(low_latency_sends_ - send); }
 
   // ---- memory ----
-  /// Bytes of the own window. @throws Error kCapacity naming `what`, need and have
-  Block allocate(std::uint64_t bytes, const char* op, const char* what);
+  /// Which part of the own window: rows may be shown to the caller (memory()) and cleared by him, handles not.
+  enum class Store : std::uint8_t { kRows, kHandles };
+  /// @throws Error kCapacity naming `what`, need and have
+  Block allocate(std::uint64_t bytes, const char* op, const char* what, Store store = Store::kRows);
   void release(std::uint64_t offset) noexcept;
   /// Offset of [data, data + bytes) in the own window's heap; Grant::kNone = it lies elsewhere.
   std::uint64_t offset_of(const void* data, std::uint64_t bytes) const;
@@ -125,7 +127,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   void take_device_memory();
   void fill_team();
   void count_ranks_on_gpu(control::Control& control, Deadline deadline);
-  std::optional<std::uint64_t> find_room(std::uint64_t bytes);
+  std::optional<std::uint64_t> find_room(Heap& heap, std::uint64_t bytes, std::uint64_t least_growth);
   protocol::FaultRecord* next_record(bool captured);
   void examine(InFlight& op);
 
@@ -133,7 +135,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   int device_ = 0, num_sms_ = 0, ranks_on_gpu_ = 1;
   WindowLayout layout_;
   std::shared_ptr<Windows> windows_;
-  std::unique_ptr<Heap> heap_;
+  std::unique_ptr<Heap> heap_, handles_;
   PinnedPages pinned_;  ///< records, then pages of counts
   std::shared_ptr<host::RankMemory> host_memory_;  ///< stays mapped as long as it is registered
   PinnedRange failure_words_, host_window_;
@@ -147,7 +149,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   std::uint64_t combine_buffer_bytes_ = 0;
   EventPool events_;
 
-  std::uint64_t heap_end_ = 0;  ///< in the own window; what lies there and behind heap is rows'
+  std::uint64_t window_end_ = 0;  ///< what is backed of the own window
 
   mutable std::recursive_mutex mutex_;  ///< guards what follows: blocks and pages come back from any thread
   std::vector<CountsPage*> free_pages_;

@@ -1,6 +1,6 @@
 // The window of a CUDA rank: GPU memory that its peers read and write. What lies where.
 //
-//   words | count boards | grants, offers | low-latency words and regions | slots | heap
+//   words | count boards | grants, offers | low-latency words and regions | slots | heap | handles
 //
 // Fixed by the budget and the number of ranks, never by a call's shape. All of it but the heap is zero when it is
 // exported. Host code keeps a window of its own (src/host) for what hosts tell each other: announcements, descriptions.
@@ -68,6 +68,7 @@ struct WindowLayout {
   std::uint64_t slots = 0;                               ///< [kSlotRegions][ranks][slot_region_bytes]
   std::uint64_t slot_region_bytes = 0;
   std::uint64_t heap = 0, heap_bytes = 0;  ///< heap_bytes: backed from the start; the heap may grow behind it
+  std::uint64_t handles = 0, handles_bytes = 0;  ///< arrays of handles: a caller who clears his payload keeps them
   std::uint64_t bytes = 0;
 
   static constexpr WindowLayout make(const Budget& budget, int num_ranks);
@@ -97,6 +98,8 @@ static_assert(sizeof(Grant) <= kWordBytes && sizeof(Offer) <= kWordBytes);
 
 /// Slot regions larger than this hold 4096 rows of 16 KiB, a whole operation of the sizes that are trained with today.
 inline constexpr std::uint64_t kMaxSlotRegionBytes = std::uint64_t{64} << 20;
+/// Backed for handles from the start: 60 handles of 4096 tokens on 8 ranks. More are grown for.
+inline constexpr std::uint64_t kHandleBytes = std::uint64_t{16} << 20;
 /// The share of rows_bytes that slots take, at most; the rest is heap.
 inline constexpr std::uint64_t kSlotShare = 2;
 
@@ -128,8 +131,10 @@ constexpr WindowLayout WindowLayout::make(const Budget& budget, int num_ranks) {
   at.low_latency = pages.take(at.low_latency_bytes);
   const std::uint64_t slot_bytes = kSlotRegions * ranks * at.slot_region_bytes;
   at.slots = pages.take(slot_bytes);
-  at.heap_bytes = down(rows_bytes - slot_bytes);
+  at.heap_bytes = core::round_up(rows_bytes - slot_bytes, kPageBytes);
   at.heap = pages.take(at.heap_bytes);
+  at.handles_bytes = kHandleBytes;
+  at.handles = pages.take(at.handles_bytes);
   at.bytes = pages.bytes();
   return at;
 }
