@@ -41,6 +41,11 @@ ANYEP_HD constexpr std::uint32_t next_epoch(std::uint32_t epoch) {
   return epoch + 1 == 0 ? 4 : epoch + 1;
 }
 
+/// The epoch before `epoch`: the inverse of next_epoch().
+ANYEP_HD constexpr std::uint32_t previous_epoch(std::uint32_t epoch) {
+  return epoch == 4 ? 0xFFFF'FFFFu : epoch - 1;
+}
+
 /// Where every sequence starts: each engine passes the wrap after a thousand turns, so a fault there cannot hide.
 inline constexpr std::uint32_t kFirstEpoch = 0xFFFF'FFFFu - 999;
 

@@ -26,10 +26,10 @@ struct CombineParams {
       Grant::kNone;  ///< when x is gathered and weights are given: they lie in the window too
   int num_weights = 0;
   const std::int32_t* rows_until = nullptr;  ///< [num_ranks], device
-  const std::int32_t* source = nullptr;      ///< [num_rows] token at its home, device; needed only with several turns
+  /// [num_rows] token at its home, device; needed where the turns cut the tokens.
+  const std::int32_t* source = nullptr;
   // As the home of tokens.
   Places places;
-  const std::int32_t* tokens = nullptr;  ///< [num_ranks] every rank's number of tokens, device
   const std::byte* bias[2] = {};
   std::int64_t bias_row_stride[2] = {};
   std::byte* out = nullptr;
@@ -42,8 +42,17 @@ struct CombineParams {
 /// Bytes of one row's slot: the row, then its weights, rounded up to 16.
 std::uint64_t slot_bytes(DType dtype, std::int64_t hidden, int num_weights);
 
-/// Tokens per turn that the slots hold; every launch takes one turn of the combine sequence.
-/// Ranks whose x is gathered and ranks whose rows come in slots mix freely: each home learns which from the offer.
+/// Rows of one ordered pair of ranks that the slots of a turn hold. A turn in which a pair has more is refused by the
+/// kernel (Ended::kTooMany); as many tokens never have more.
+ANYEP_HD constexpr std::uint64_t slots_of_pair(const WindowLayout& layout, std::uint64_t bytes_of_slot) {
+  const std::uint64_t slots = layout.slot_region_bytes / bytes_of_slot;
+  const std::uint64_t counted = layout.chunks_per_region * kRowsPerChunk;
+  return slots < counted ? slots : counted;
+}
+
+/// Every launch takes one turn of the combine sequence, on every rank. Ranks whose x is gathered and ranks whose rows come
+/// in slots mix freely: each home learns which from the offer. Addresses and strides of x, bias and out that are no
+/// multiples of 16 take a slower path; x that is gathered, and its weights, lie on 16 bytes.
 void launch_combine(const CombineParams& params, int num_sms, cudaStream_t stream);
 
 }  // namespace anyep::cuda

@@ -1,0 +1,213 @@
+// The home's side of a combine: a token's rows, wherever each rank keeps them, added up.
+#pragma once
+
+#include "cuda/device/mbarrier.cuh"
+#include "cuda/kernels/combine_turn.cuh"
+#include "cuda/kernels/row_sums.cuh"
+
+namespace anyep::cuda {
+
+inline constexpr int kSumStages = 2;
+
+/// One warp sums tokens by ticket, straight from memory.
+template <class Type, class Access>
+__device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, const Access& access) {
+  const CombineParams& p = a.params;
+  RowsOfRanks rows(a, turn);
+  Tickets tickets(p.team, kPileTokens, 2);
+  if (!rows.meet()) return false;
+  std::int64_t now = p.first_token + tickets.next(), next = now + 1;
+  std::int32_t row = rows.place(now);
+  for (const std::int64_t end = rows.end_token(); now < end;) {
+    const std::int32_t next_row = rows.place(next);
+    if (__all_sync(kAllLanes, rows.arrive(row)) == 0) return false;
+    __syncwarp();  // pattern B: one lane has acquired, all read
+    const RowFrame frame{out_row(p, now), bias_row(p, 0, now, 0), bias_row(p, 1, now, 0), a.plan.row_bytes / 16};
+    sum_row<Type>(access, frame, rows.row(row), __ballot_sync(kAllLanes, row >= 0));
+    now = next;
+    row = next_row;
+    next = p.first_token + tickets.next();
+  }
+  bulk::read_before_credit();  // pattern L; the block's barrier follows
+  return true;
+}
+
+/// One warp sums pieces of tokens by ticket, through shared memory: lane r bulk-loads from rank r.
+template <class Type>
+class BulkSums {
+ public:
+  __device__ BulkSums(const CombineLaunch& a, const Turn& turn, std::byte* stages, std::uint64_t* loaded)
+      : a_(a), p_(a.params), rows_(a, turn), stages_(stages), loaded_(loaded) {}
+
+  /// False: a wait has failed. Nothing is in flight afterwards.
+  __device__ bool run() {
+    if (lane_index() == 0) mbarrier::init(loaded_, kSumStages);
+    Tickets tickets(p_.team, kPileTokens, 3);
+    if (!rows_.meet()) return false;  // also: the barriers are there
+    const std::int64_t tokens = max(rows_.end_token() - p_.first_token, std::int64_t{0});
+    const std::uint32_t items = static_cast<std::uint32_t>(tokens) * a_.plan.pieces;
+    std::uint32_t now = tickets.next(), next = now + 1, after = now + 2;
+    std::int32_t row = place(now), next_row = place(next), after_row = place(after);
+    bool ok = now >= items || load(now, 0, row);
+    std::uint32_t turn = 0;
+    for (; ok && now < items; ++turn) {
+      bulk::used_before_load();
+      __syncwarp();  // pattern J: the other stage has been read
+      if (next < items) ok = load(next, turn + 1, next_row);
+      mbarrier::wait(loaded_[turn % kSumStages], turn / kSumStages % 2);
+      sum(now, turn, __ballot_sync(kAllLanes, row >= 0));
+      now = next;
+      row = next_row;
+      next = after;
+      next_row = after_row;
+      after = tickets.next();
+      after_row = place(after);
+    }
+    return ok;  // a load that failed has issued nothing
+  }
+
+ private:
+  __device__ std::int64_t token_of(std::uint32_t item) const { return p_.first_token + item / a_.plan.pieces; }
+  __device__ std::uint32_t offset_of(std::uint32_t item) const { return item % a_.plan.pieces * a_.plan.piece_bytes; }
+  __device__ std::uint32_t bytes_of(std::uint32_t item) const {
+    return min(a_.plan.piece_bytes, a_.plan.row_bytes - offset_of(item));
+  }
+  __device__ std::int32_t place(std::uint32_t item) const { return rows_.place(token_of(item)); }
+  __device__ std::byte* stage(std::uint32_t turn, int rank) const {
+    return stages_ +
+           (turn % kSumStages * static_cast<std::uint32_t>(p_.team.num_ranks) + static_cast<std::uint32_t>(rank)) *
+               a_.plan.piece_bytes;
+  }
+
+  [[nodiscard]] __device__ bool load(std::uint32_t item, std::uint32_t turn, std::int32_t row) {
+    bool ok = true;
+    if (rows_.slotted() && row >= 0) {
+      ok = rows_.arrive(row);
+      bulk::acquired_for_loads();  // pattern K, in the lane that loads
+    }
+    if (__all_sync(kAllLanes, ok) == 0) return false;
+    std::uint64_t& loaded = loaded_[turn % kSumStages];
+    const std::uint32_t bytes = bytes_of(item);
+    const unsigned ranks = __ballot_sync(kAllLanes, row >= 0);
+    if (lane_index() == 0) mbarrier::expect(loaded, static_cast<std::uint32_t>(__popc(ranks)) * bytes);
+    if (row >= 0) bulk::load(stage(turn, lane_index()), rows_.row(row) + offset_of(item), bytes, loaded);
+    return true;
+  }
+
+  /// kTwo: exactly ranks 0 and 1, no bias.
+  template <bool kTwo>
+  __device__ __forceinline__ void sum_vector(const RowFrame& frame, const std::byte* staged, unsigned ranks,
+                                             std::uint32_t vector) {
+    const auto at = [&](int rank) {
+      return *reinterpret_cast<const uint4*>(staged + static_cast<std::uint32_t>(rank) * a_.plan.piece_bytes +
+                                             vector * 16u);
+    };
+    Sum<Type> sum;
+    if constexpr (kTwo) {
+      const uint4 first = at(0), second = at(1);
+      sum.zero();
+      sum.add(first);
+      sum.add(second);
+    } else {
+      sum = frame.start<Type>(WideAccess{}, vector);
+      for (unsigned rest = ranks; rest != 0; rest &= rest - 1) sum.add(at(__ffs(static_cast<int>(rest)) - 1));
+    }
+    WideAccess::store(frame.out + vector * 16u, sum.rounded());
+  }
+
+  template <bool kTwo>
+  __device__ __forceinline__ void sum_piece(const RowFrame& frame, const std::byte* staged, unsigned ranks) {
+    constexpr std::uint32_t kUnroll = 7;
+    std::uint32_t vector = static_cast<std::uint32_t>(lane_index());
+    for (; vector - static_cast<std::uint32_t>(lane_index()) + kUnroll * kLanes <= frame.vectors;
+         vector += kUnroll * kLanes) {
+#pragma unroll
+      for (std::uint32_t i = 0; i < kUnroll; ++i) sum_vector<kTwo>(frame, staged, ranks, vector + i * kLanes);
+    }
+    for (; vector < frame.vectors; vector += kLanes) sum_vector<kTwo>(frame, staged, ranks, vector);
+  }
+
+  __device__ void sum(std::uint32_t item, std::uint32_t turn, unsigned ranks) {
+    const std::int64_t token = token_of(item);
+    const std::uint32_t offset = offset_of(item);
+    const RowFrame frame{out_row(p_, token) + offset, bias_row(p_, 0, token, offset), bias_row(p_, 1, token, offset),
+                         bytes_of(item) / 16};
+    const std::byte* const staged = stage(turn, 0);
+    if (ranks == 3 && !frame.has_bias()) {
+      sum_piece<true>(frame, staged, ranks);
+    } else {
+      sum_piece<false>(frame, staged, ranks);
+    }
+  }
+
+  const CombineLaunch& a_;
+  const CombineParams& p_;
+  RowsOfRanks rows_;
+  std::byte* const stages_;
+  std::uint64_t* const loaded_;
+};
+
+/// One warp sums the weights of 32 tokens a ticket: small rows, so many at once.
+class WeightSums {
+ public:
+  __device__ WeightSums(const CombineLaunch& a, const Turn& turn) : p_(a.params), rows_(a, turn) {}
+
+  __device__ bool run() {
+    Tickets tickets(p_.team, kPileWeights);
+    if (!rows_.meet()) return false;
+    const std::int64_t end = rows_.end_token();
+    for (std::int64_t first = p_.first_token + std::int64_t{tickets.next()} * kLanes; first < end;
+         first = p_.first_token + std::int64_t{tickets.next()} * kLanes) {
+      if (!sum(first, end)) return false;
+    }
+    bulk::read_before_credit();  // pattern L; the block's barrier follows
+    return true;
+  }
+
+ private:
+  __device__ bool sum(std::int64_t first, std::int64_t end) {
+    const std::int64_t token = first + lane_index();
+    std::int32_t row[kMaxRanks];  // of the lane's token
+    bool ok = true;
+#pragma unroll
+    for (int rank = 0; rank < kMaxRanks; ++rank) {
+      row[rank] = -1;
+      if (rank >= p_.team.num_ranks) continue;
+      if (token < end) row[rank] = p_.places.row(static_cast<std::uint32_t>(token), rank, p_.team.num_ranks);
+      const bool slotted = from_lane(rows_.slotted() ? 1 : 0, rank) != 0;
+      const std::int32_t first_row = from_lane(rows_.first(), rank);
+      if (slotted && row[rank] >= 0) ok = ok && rows_.arrive_in_slot(rank, row[rank] - first_row);
+    }
+    if (__all_sync(kAllLanes, ok) == 0) return false;
+    __syncwarp();  // pattern B: any lane may read what another has acquired
+    const auto columns = static_cast<std::uint32_t>(p_.num_weights), count = columns * kLanes;
+    for (std::uint32_t step = 0; step < count; step += kLanes) {
+      const std::uint32_t element = step + static_cast<std::uint32_t>(lane_index());
+      const std::uint32_t in_chunk = element / columns, column = element - in_chunk * columns;
+      float weights[kMaxRanks];
+#pragma unroll
+      for (int rank = 0; rank < kMaxRanks; ++rank) {
+        if (rank >= p_.team.num_ranks) break;
+        const std::int32_t at = from_lane(row[rank], static_cast<int>(in_chunk));
+        const std::byte* const base = from_lane(rows_.weights(), rank);
+        const std::int64_t stride = from_lane(static_cast<long long>(rows_.weights_stride()), rank);
+        row_there_[rank] = at >= 0;
+        if (at >= 0) weights[rank] = reinterpret_cast<const float*>(base + at * stride)[column];
+      }
+      float sum = 0;
+#pragma unroll
+      for (int rank = 0; rank < kMaxRanks; ++rank) {
+        if (rank >= p_.team.num_ranks) break;
+        if (row_there_[rank]) sum += weights[rank];
+      }
+      if (first + in_chunk < end) p_.out_weights[(first + in_chunk) * columns + column] = sum;
+    }
+    return true;
+  }
+
+  const CombineParams& p_;
+  RowsOfRanks rows_;
+  bool row_there_[kMaxRanks] = {};
+};
+
+}  // namespace anyep::cuda

@@ -1,0 +1,208 @@
+// One turn of a combine: which rows go to which home, what each rank offers, where a home finds its rows.
+//
+//   word             lives on     written by    meaning
+//   combine_offered  home         expert rank   this turn's offer is there (pattern A); x that is gathered may be read
+//   chunk            home         expert rank   these rows have landed in their slots (pattern I', A)
+//   combine_read     expert rank  home          this turn's rows have been read: the slots of the turn after the next may
+//                                               be written, x may be overwritten (patterns F, L)
+//
+// combine_read runs on from op to op, so its marks carry no code. The first two turns of an engine need no credit: nothing
+// was ever in their slots.
+#pragma once
+
+#include "cuda/device/bulk.cuh"
+#include "cuda/device/warp.cuh"
+#include "cuda/device/words.cuh"
+#include "cuda/kernels/intranode_combine.h"
+
+namespace anyep::cuda {
+
+/// How a launch cuts its work.
+struct CombinePlan {
+  std::uint32_t row_bytes = 0, slot_bytes = 0;
+  std::uint64_t slots = 0;  ///< of a pair
+  int send_warps = 0, sum_warps = 1, weight_warps = 0;
+  std::uint32_t pieces = 1, piece_bytes = 0;  ///< of a row, where it moves through shared memory
+  std::uint32_t width = 16;                   ///< of accesses on the portable path
+};
+
+/// What the kernel gets.
+struct CombineLaunch {
+  CombineParams params;
+  CombinePlan plan;
+};
+
+/// Piles of tickets.
+inline constexpr int kPileChunks = 0, kPileTokens = 1, kPileWeights = 2, kPileOffer = 3;
+
+/// The rows of x that this turn sends to each home, in shared memory.
+struct TurnRows {
+  std::int32_t first[kMaxRanks], end[kMaxRanks];
+};
+
+/// First row in [first, end) whose token is at least `token`.
+__device__ inline std::int32_t lower_bound(const std::int32_t* source, std::int32_t first, std::int32_t end,
+                                           std::int64_t token) {
+  while (first < end) {
+    const std::int32_t middle = first + (end - first) / 2;
+    if (source[middle] < token) {
+      first = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return first;
+}
+
+/// One thread per home. Followed by a barrier.
+__device__ inline void find_rows(const CombineParams& p, int home, TurnRows& rows) {
+  const std::int32_t begin = home == 0 ? 0 : p.rows_until[home - 1], until = p.rows_until[home];
+  std::int32_t first = begin, end = until;
+  if (p.first_token > 0) first = lower_bound(p.source, begin, until, p.first_token);
+  if (p.last_token != INT64_MAX) end = lower_bound(p.source, first, until, p.last_token);
+  rows.first[home] = first;
+  rows.end[home] = end;
+}
+
+/// One thread per home, after the barrier: has x all rows, do the slots hold those of the pair?
+[[nodiscard]] __device__ inline bool check_rows(const CombineLaunch& a, const Turn& turn, int home,
+                                                const TurnRows& rows) {
+  const CombineParams& p = a.params;
+  if (rows.end[home] > p.num_rows) {
+    return give_up_on(p.team, {p.team.rank, kWaitBeforeSend}, turn.start_ns, static_cast<std::uint64_t>(p.num_rows),
+                      static_cast<std::uint64_t>(rows.end[home]));
+  }
+  const auto count = static_cast<std::uint64_t>(rows.end[home] - rows.first[home]);
+  if (home == p.team.rank || p.x_in_window != Grant::kNone || count <= a.plan.slots) return true;
+  return give_up_on(p.team, {home, kWaitBeforeSend}, turn.start_ns, a.plan.slots, count);
+}
+
+__device__ inline std::uint64_t read_mark(const Team& team, std::uint32_t turn) {
+  return protocol::make_mark(team.generation, turn, 0);
+}
+
+/// One thread: the home has read what lay in these slots, and this rank's offer, two turns ago (pattern F).
+[[nodiscard]] __device__ inline bool reach_slots(const Team& team, const Turn& turn, int home) {
+  std::uint64_t& word = word_of(team, team.rank, team.layout.combine_read, home);
+  const bool first_turns = turn.number - protocol::kFirstEpoch <= kSlotRegions;
+  if (first_turns && protocol::Shared(word).load(protocol::kRelaxed) == 0) return true;
+  const std::uint32_t before = protocol::previous_epoch(protocol::previous_epoch(turn.number));
+  return reach(team, turn, home, kWaitMidSend, word, read_mark(team, before));
+}
+
+/// One warp of the first block to come: what this rank offers each home.
+[[nodiscard]] __device__ inline bool offer_rows(const CombineParams& p, const Turn& turn, const TurnRows& rows) {
+  std::uint32_t ticket = 0;
+  if (lane_index() == 0) ticket = draw_ticket(p.team, kPileOffer);
+  if (from_lane(ticket, 0) != 0) return true;
+  const int home = lane_index(), me = p.team.rank;
+  bool ok = true;
+  if (home < p.team.num_ranks && home != me) {
+    ok = reach_slots(p.team, turn, home);
+    if (ok) {
+      auto& offer = *reinterpret_cast<Offer*>(p.team.window[home] + p.team.layout.offer_record(me, turn.number));
+      offer = {p.x_in_window, p.weights_in_window, static_cast<std::uint64_t>(rows.first[home])};
+      publish(word_of(p.team, home, p.team.layout.combine_offered, me), turn.mark);  // pattern A; x: stream order
+    }
+  }
+  return __all_sync(kAllLanes, ok) != 0;
+}
+
+/// Where a home finds its rows. Lane r knows rank r's.
+class RowsOfRanks {
+ public:
+  __device__ RowsOfRanks(const CombineLaunch& a, const Turn& turn) : a_(a), p_(a.params), turn_(turn) {}
+
+  /// All lanes; waits for the offers. What the lane loads or bulk-loads afterwards lies behind its acquire (patterns B, K).
+  [[nodiscard]] __device__ bool meet() {
+    const int rank = lane_index(), me = p_.team.rank;
+    bool ok = true;
+    if (rank == me) {
+      rows_ = p_.x;
+      stride_ = p_.x_row_stride;
+      weights_ = reinterpret_cast<const std::byte*>(p_.weights);
+      weights_stride_ = p_.num_weights * 4;
+    } else if (rank < p_.team.num_ranks) {
+      ok = reach(p_.team, turn_, rank, kWaitInReceive, word_of(p_.team, me, p_.team.layout.combine_offered, rank),
+                 turn_.mark);
+      if (ok) read_offer(rank);
+      bulk::acquired_for_loads();
+    }
+    ok = __all_sync(kAllLanes, ok) != 0;
+    __syncwarp();  // pattern B: one lane has acquired, all read
+    return ok;
+  }
+
+  /// Lane r: rank r's row of this token of the turn; -1 = none. Issued long before it is needed.
+  [[nodiscard]] __device__ std::int32_t place(std::int64_t token) const {
+    return lane_index() < p_.team.num_ranks && token < end_token()
+               ? p_.places.row(static_cast<std::uint32_t>(token), lane_index(), p_.team.num_ranks)
+               : -1;
+  }
+
+  /// Lane: waits until its row is there. A barrier of the warp must follow where other lanes read it.
+  [[nodiscard]] __device__ bool arrive(std::int32_t row) const {
+    return row < 0 || !slotted_ || arrive_in_slot(lane_index(), row - first_);
+  }
+
+  /// The same for another rank's row in slots (`rank`, `first`: of that rank).
+  [[nodiscard]] __device__ bool arrive_in_slot(int rank, std::int32_t index) const {
+    if (static_cast<std::uint64_t>(index) >= a_.plan.slots) {
+      return give_up_on(p_.team, {rank, kWaitInReceive}, turn_.start_ns, a_.plan.slots,
+                        static_cast<std::uint64_t>(index));
+    }
+    const std::uint64_t at =
+        p_.team.layout.chunk_word(rank, turn_.number, static_cast<std::uint32_t>(index) / kRowsPerChunk);
+    return reach(p_.team, turn_, rank, kWaitInReceive,
+                 *reinterpret_cast<std::uint64_t*>(p_.team.window[p_.team.rank] + at), turn_.mark);
+  }
+
+  __device__ const std::byte* row(std::int32_t row) const { return rows_ + row * stride_; }
+  __device__ bool slotted() const { return slotted_; }
+  __device__ std::int32_t first() const { return first_; }
+  __device__ const std::byte* weights() const { return weights_; }  ///< of row 0
+  __device__ std::int64_t weights_stride() const { return weights_stride_; }
+
+  __device__ std::int64_t end_token() const {
+    return min(p_.last_token, static_cast<std::int64_t>(p_.places.num_tokens));
+  }
+
+ private:
+  __device__ void read_offer(int rank) {
+    const WindowLayout& layout = p_.team.layout;
+    const std::byte* const mine = p_.team.window[p_.team.rank];
+    const Offer offer = *reinterpret_cast<const Offer*>(mine + layout.offer_record(rank, turn_.number));
+    if (offer.x != Grant::kNone) {
+      rows_ = p_.team.window[rank] + offer.x;
+      stride_ = a_.plan.row_bytes;
+      weights_ = p_.team.window[rank] + offer.weights;
+      weights_stride_ = p_.num_weights * 4;
+      return;
+    }
+    slotted_ = true;
+    first_ = static_cast<std::int32_t>(offer.first_row);
+    stride_ = a_.plan.slot_bytes;
+    rows_ = mine + layout.slot_region(rank, turn_.number) - first_ * stride_;
+    weights_ = rows_ + a_.plan.row_bytes;
+    weights_stride_ = stride_;
+  }
+
+  const CombineLaunch& a_;
+  const CombineParams& p_;
+  const Turn& turn_;
+  const std::byte *rows_ = nullptr, *weights_ = nullptr;
+  std::int64_t stride_ = 0, weights_stride_ = 0;
+  std::int32_t first_ = 0;
+  bool slotted_ = false;
+};
+
+/// Bias and output of a token from `offset` on.
+__device__ inline std::byte* out_row(const CombineParams& p, std::int64_t token) {
+  return p.out + token * p.out_row_stride;
+}
+__device__ inline const std::byte* bias_row(const CombineParams& p, int which, std::int64_t token,
+                                            std::uint32_t offset) {
+  return p.bias[which] == nullptr ? nullptr : p.bias[which] + token * p.bias_row_stride[which] + offset;
+}
+
+}  // namespace anyep::cuda

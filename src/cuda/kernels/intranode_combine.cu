@@ -1,0 +1,179 @@
+// High-throughput combine inside one NVLink domain.
+//
+//   after   out[t] == bias + the sum, over ranks ascending, of that rank's row for token t: FP32, rounded once
+//   roles   senders: rows of x to slots at their homes (none where homes gather x); sum warps: one token, or a piece of it,
+//           a ticket; weight warps: 32 tokens a ticket; the block that is through last tells the peers what it has read
+//   moves   x anywhere: to slot [rank][row inside the pair] at the home, 4 rows a chunk. x in the window: homes read it.
+//           Own rows go through no slot
+//   syncs   combine_turn.cuh
+//   needs   the same dtype, hidden, number of weights and turn on every rank
+#include <algorithm>
+
+#include "core/layout.h"
+#include "cuda/kernels/combine_send.cuh"
+#include "cuda/kernels/combine_sum.cuh"
+#include "cuda/runtime/launch.h"
+
+namespace anyep::cuda {
+namespace {
+
+/// Forms of the kernel, by what this rank does with its own x. What the peers do is seen from their offers.
+enum class Form {
+  kPush,    ///< senders by bulk copies; sums straight from memory
+  kGather,  ///< no senders; sums by bulk copies
+  kPlain    ///< ordinary accesses of any alignment, on any GPU
+};
+
+constexpr int kSendWarps = 4, kSumWarps = 20, kGatherWarps = 15, kWeightWarps = 2;
+
+template <Form kForm>
+constexpr int max_threads() {
+  return (kForm == Form::kGather ? kGatherWarps + kWeightWarps : kSendWarps + kSumWarps) * kLanes;
+}
+
+}  // namespace
+
+template <int kFormIndex, class Type>
+__global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 1)
+    combine_kernel(const __grid_constant__ CombineLaunch a) {
+  constexpr Form kForm = static_cast<Form>(kFormIndex);
+  extern __shared__ __align__(128) std::byte stages[];
+  __shared__ std::uint64_t loaded[kGatherWarps * kSumStages];
+  __shared__ TurnRows rows;
+  static_assert(kSendWarps * kSendStages <= kGatherWarps * kSumStages);
+  ptx::grid_dependency_wait();
+  const CombineParams& p = a.params;
+  const int thread = static_cast<int>(threadIdx.x), n = p.team.num_ranks;
+  if (thread < n) find_rows(p, thread, rows);
+  Turn turn;
+  if (!begin_turn(p.team, kSeqCombine, turn)) return;  // its barrier: rows are there
+  bool ok = thread >= n || check_rows(a, turn, thread, rows);
+  if (__syncthreads_and(ok ? 1 : 0) == 0) return;
+
+  const int warp = warp_index(), senders = a.plan.send_warps, sums = a.plan.sum_warps;
+  if (warp < senders) {
+    if constexpr (kForm == Form::kPush && ptx::kBulkCopies) {
+      ok = BulkSender(a, turn, rows, stages + static_cast<std::uint32_t>(warp * kSendStages) * a.plan.piece_bytes,
+                      loaded + warp * kSendStages)
+               .run();
+    } else if constexpr (kForm == Form::kPlain) {
+      ok = PlainSender(a, turn, rows).run();
+    }
+  } else if (warp < senders + sums) {
+    if (warp == senders) ok = offer_rows(p, turn, rows);
+    if constexpr (kForm == Form::kPush) {
+      ok = ok && sum_tokens<Type>(a, turn, WideAccess{});
+    } else if constexpr (kForm == Form::kGather && ptx::kBulkCopies) {
+      ok =
+          ok && BulkSums<Type>(a, turn, stages + static_cast<std::uint32_t>(warp * kSumStages * n) * a.plan.piece_bytes,
+                               loaded + warp * kSumStages)
+                    .run();
+    } else if constexpr (kForm == Form::kPlain) {
+      ok = ok && sum_tokens<Type>(a, turn, NarrowAccess{a.plan.width});
+    }
+  } else {
+    ok = WeightSums(a, turn).run();
+  }
+
+  if (!last_to_finish(p.team, kSeqCombine, !ok)) return;
+  if (thread < n && thread != p.team.rank) {
+    const std::uint64_t mark = read_mark(p.team, turn.number);
+    publish(word_of(p.team, thread, p.team.layout.combine_read, p.team.rank), mark);  // patterns D, F
+    if (p.x_in_window != Grant::kNone) {  // behind this kernel x may be overwritten
+      ok = reach(p.team, turn, thread, kWaitAfterFlag, word_of(p.team, p.team.rank, p.team.layout.combine_read, thread),
+                 mark);
+    }
+  }
+  if (__syncthreads_and(ok ? 1 : 0) == 0) return;
+  if (thread == 0) end_turn(p.team, kSeqCombine, turn);
+}
+
+namespace {
+
+constexpr int kPush = static_cast<int>(Form::kPush), kGather = static_cast<int>(Form::kGather),
+              kPlain = static_cast<int>(Form::kPlain);
+const Kernel<CombineLaunch> kBf16Kernels[] = {{combine_kernel<kPush, Bf16>, "combine_kernel"},
+                                              {combine_kernel<kGather, Bf16>, "combine_kernel"},
+                                              {combine_kernel<kPlain, Bf16>, "combine_kernel"}};
+const Kernel<CombineLaunch> kFp16Kernels[] = {{combine_kernel<kPush, Fp16>, "combine_kernel"},
+                                              {combine_kernel<kGather, Fp16>, "combine_kernel"},
+                                              {combine_kernel<kPlain, Fp16>, "combine_kernel"}};
+const Kernel<CombineLaunch> kFp32Kernels[] = {{combine_kernel<kPush, Fp32>, "combine_kernel"},
+                                              {combine_kernel<kGather, Fp32>, "combine_kernel"},
+                                              {combine_kernel<kPlain, Fp32>, "combine_kernel"}};
+
+std::uint64_t row_bytes_of(DType dtype, std::int64_t hidden) {
+  return static_cast<std::uint64_t>(hidden) * (dtype == DType::kF32 ? 4 : 2);
+}
+
+/// What all addresses and strides that this rank's kernel touches are aligned to.
+std::uint32_t alignment_of(const CombineParams& p) {
+  std::uint64_t bits = address_bits(p.x) | static_cast<std::uint64_t>(p.x_row_stride) | address_bits(p.out) |
+                       static_cast<std::uint64_t>(p.out_row_stride);
+  for (int i = 0; i < 2; ++i) {
+    if (p.bias[i] != nullptr) bits |= address_bits(p.bias[i]) | static_cast<std::uint64_t>(p.bias_row_stride[i]);
+  }
+  return common_alignment(bits);
+}
+
+/// Sender's buffers hold up to this much of a row; 4 warps with 2 each leave room for L1.
+constexpr std::uint64_t kSendPieceBytes = 16 << 10;
+/// Two buffers of a gathering warp hold this much of each rank's row; 15 warps of 2 ranks take 210 KiB.
+constexpr std::uint64_t kGatherBudget = std::uint64_t{211} << 10, kGatherPieceBytes = 3584;
+
+void cut_rows(CombinePlan& plan, std::uint64_t most_bytes) {
+  plan.pieces = static_cast<std::uint32_t>(core::ceil_div(plan.row_bytes, most_bytes));
+  plan.piece_bytes = static_cast<std::uint32_t>(core::round_up(core::ceil_div(plan.row_bytes, plan.pieces), 128));
+}
+
+CombinePlan make_plan(const CombineParams& p, Form form) {
+  CombinePlan plan;
+  const auto ranks = static_cast<std::uint64_t>(p.team.num_ranks);
+  plan.row_bytes = static_cast<std::uint32_t>(row_bytes_of(p.dtype, p.hidden));
+  plan.slot_bytes = static_cast<std::uint32_t>(slot_bytes(p.dtype, p.hidden, p.num_weights));
+  plan.slots = slots_of_pair(p.team.layout, plan.slot_bytes);
+  plan.weight_warps = p.num_weights > 0 ? kWeightWarps : 0;
+  plan.width = alignment_of(p);
+  if (form == Form::kGather) {
+    // Above four ranks half as much a piece, so that enough warps have room.
+    cut_rows(plan, ranks > 4 ? kGatherPieceBytes / 2 : kGatherPieceBytes);
+    plan.sum_warps = static_cast<int>(
+        std::clamp<std::uint64_t>(kGatherBudget / (kSumStages * ranks * plan.piece_bytes), 1, kGatherWarps));
+  } else {
+    cut_rows(plan, kSendPieceBytes);
+    plan.send_warps = p.x_in_window == Grant::kNone && ranks > 1 ? kSendWarps : 0;
+    plan.sum_warps = kSumWarps - plan.weight_warps;
+  }
+  return plan;
+}
+
+std::size_t shared_bytes(const CombinePlan& plan, const CombineParams& p, Form form) {
+  const std::size_t piece = plan.piece_bytes;
+  if (form == Form::kPush) return piece * kSendStages * static_cast<std::size_t>(plan.send_warps);
+  if (form == Form::kGather) return piece * kSumStages * static_cast<std::size_t>(plan.sum_warps * p.team.num_ranks);
+  return 0;
+}
+
+}  // namespace
+
+std::uint64_t slot_bytes(DType dtype, std::int64_t hidden, int num_weights) {
+  return core::round_up(row_bytes_of(dtype, hidden) + static_cast<std::uint64_t>(num_weights) * 4, 16);
+}
+
+void launch_combine(const CombineParams& params, int num_sms, cudaStream_t stream) {
+  const bool bulk = device_traits().bulk_copies && alignment_of(params) == 16;
+  const bool gather = params.x_in_window != Grant::kNone || params.team.num_ranks == 1;
+  const Form form = !bulk ? Form::kPlain : gather ? Form::kGather : Form::kPush;
+  const CombineLaunch a{params, make_plan(params, form)};
+  const auto* const kernels = params.dtype == DType::kBF16  ? kBf16Kernels
+                              : params.dtype == DType::kF16 ? kFp16Kernels
+                                                            : kFp32Kernels;
+  const auto warps = static_cast<unsigned>(a.plan.send_warps + a.plan.sum_warps + a.plan.weight_warps);
+  kernels[static_cast<int>(form)]({.blocks = static_cast<unsigned>(std::max(num_sms, 1)),
+                                   .threads = warps * kLanes,
+                                   .shared_bytes = shared_bytes(a.plan, params, form),
+                                   .stream = stream},
+                                  a);
+}
+
+}  // namespace anyep::cuda
