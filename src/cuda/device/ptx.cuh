@@ -175,4 +175,66 @@ __device__ __forceinline__ void grid_dependents_launch() {
 #endif
 }
 
+// ---- words and packets that carry their epoch ----------------------------------------------------------------------
+
+/// Two words of 64 bits, each whole, in no order (pattern G: each carries its own epoch). 16-byte aligned.
+__device__ __forceinline__ void store_two_words(void* to, std::uint64_t first, std::uint64_t second) {
+  asm volatile("st.relaxed.sys.global.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
+}
+__device__ __forceinline__ void load_two_words(const void* from, std::uint64_t& first, std::uint64_t& second) {
+  asm volatile("ld.relaxed.sys.global.v2.b64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(from) : "memory");
+}
+/// 128 bits in one access (pattern G'): never a vector, whose elements may come apart.
+__device__ __forceinline__ void store_packet(void* to, std::uint64_t low, std::uint64_t high) {
+  asm volatile(
+      "{\n"
+      ".reg .b128 packet;\n"
+      "mov.b128 packet, {%1, %2};\n"
+      "st.relaxed.sys.global.b128 [%0], packet;\n"
+      "}" ::"l"(to),
+      "l"(low), "l"(high)
+      : "memory");
+}
+__device__ __forceinline__ void load_packet(const void* from, std::uint64_t& low, std::uint64_t& high) {
+  asm volatile(
+      "{\n"
+      ".reg .b128 packet;\n"
+      "ld.relaxed.sys.global.b128 packet, [%2];\n"
+      "mov.b128 {%0, %1}, packet;\n"
+      "}"
+      : "=l"(low), "=l"(high)
+      : "l"(from)
+      : "memory");
+}
+
+// ---- barriers of some warps of a block -----------------------------------------------------------------------------
+
+/// Until `threads` threads, whole warps, have come or arrived. Orders their memory accesses before those behind it.
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- conversions ---------------------------------------------------------------------------------------------------
+
+/// Does this device code have an instruction for E4M3? Without, core/fp8.h does the arithmetic.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+inline constexpr bool kConvertsE4m3 = true;
+#else
+inline constexpr bool kConvertsE4m3 = false;
+#endif
+
+/// Two floats to E4M3, to nearest even, saturating, NaN to 0x7f: the bits of core::e4m3_of_float. `low` in the low byte.
+__device__ __forceinline__ std::uint32_t e4m3_of_two([[maybe_unused]] float low, [[maybe_unused]] float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  std::uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return 0;
+#endif
+}
+
 }  // namespace anyep::cuda::ptx

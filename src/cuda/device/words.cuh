@@ -13,7 +13,7 @@
 
 namespace anyep::cuda {
 
-/// One op as its blocks see it.
+/// One op as a block sees it; in shared memory, where it costs no registers.
 struct Turn {
   std::uint32_t number;    ///< of the op's sequence
   std::uint64_t mark;      ///< of its words
@@ -23,10 +23,13 @@ struct Turn {
 /// All threads of the block, at the start; a barrier. False: a thread of this rank has failed, leave at once.
 /// Advances nothing: end_turn() does.
 [[nodiscard]] __device__ inline bool begin_turn(const Team& team, Sequence sequence, Turn& turn) {
-  turn.number = protocol::next_epoch(team.state->turn[sequence]);
-  turn.mark = protocol::make_mark(team.generation, turn.number, team.code);
-  turn.start_ns = protocol::now_ns();
-  const bool left = threadIdx.x == 0 && protocol::Shared(team.state->left).load(protocol::kRelaxed) != 0;
+  bool left = false;
+  if (threadIdx.x == 0) {
+    turn.number = protocol::next_epoch(team.state->turn[sequence]);
+    turn.mark = protocol::make_mark(team.generation, turn.number, team.code);
+    turn.start_ns = protocol::now_ns();
+    left = protocol::Shared(team.state->left).load(protocol::kRelaxed) != 0;
+  }
   return __syncthreads_or(left ? 1 : 0) == 0;
 }
 

@@ -16,17 +16,18 @@ __device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, const Acces
   RowsOfRanks rows(a, turn);
   Tickets tickets(p.team, kPileTokens, 2);
   if (!rows.meet()) return false;
-  std::int64_t now = p.first_token + tickets.next(), next = now + 1;
+  std::uint32_t now = tickets.next(), next = now + 1;
   std::int32_t row = rows.place(now);
-  for (const std::int64_t end = rows.end_token(); now < end;) {
+  for (const std::uint32_t end = rows.num_tokens(); now < end;) {
     const std::int32_t next_row = rows.place(next);
     if (__all_sync(kAllLanes, rows.arrive(row)) == 0) return false;
     __syncwarp();  // pattern B: one lane has acquired, all read
-    const RowFrame frame{out_row(p, now), bias_row(p, 0, now, 0), bias_row(p, 1, now, 0), a.plan.row_bytes / 16};
+    const std::int64_t token = p.first_token + now;
+    const RowFrame frame{out_row(p, token), bias_row(p, 0, token, 0), bias_row(p, 1, token, 0), a.plan.row_bytes / 16};
     sum_row<Type>(access, frame, rows.row(row), __ballot_sync(kAllLanes, row >= 0));
     now = next;
     row = next_row;
-    next = p.first_token + tickets.next();
+    next = tickets.next();
   }
   bulk::read_before_credit();  // pattern L; the block's barrier follows
   return true;
@@ -44,8 +45,7 @@ class BulkSums {
     if (lane_index() == 0) mbarrier::init(loaded_, kSumStages);
     Tickets tickets(p_.team, kPileTokens, 3);
     if (!rows_.meet()) return false;  // also: the barriers are there
-    const std::int64_t tokens = max(rows_.end_token() - p_.first_token, std::int64_t{0});
-    const std::uint32_t items = static_cast<std::uint32_t>(tokens) * a_.plan.pieces;
+    const std::uint32_t items = rows_.num_tokens() * a_.plan.pieces;
     std::uint32_t now = tickets.next(), next = now + 1, after = now + 2;
     std::int32_t row = place(now), next_row = place(next), after_row = place(after);
     bool ok = now >= items || load(now, 0, row);
@@ -67,12 +67,11 @@ class BulkSums {
   }
 
  private:
-  __device__ std::int64_t token_of(std::uint32_t item) const { return p_.first_token + item / a_.plan.pieces; }
   __device__ std::uint32_t offset_of(std::uint32_t item) const { return item % a_.plan.pieces * a_.plan.piece_bytes; }
   __device__ std::uint32_t bytes_of(std::uint32_t item) const {
     return min(a_.plan.piece_bytes, a_.plan.row_bytes - offset_of(item));
   }
-  __device__ std::int32_t place(std::uint32_t item) const { return rows_.place(token_of(item)); }
+  __device__ std::int32_t place(std::uint32_t item) const { return rows_.place(item / a_.plan.pieces); }
   __device__ std::byte* stage(std::uint32_t turn, int rank) const {
     return stages_ +
            (turn % kSumStages * static_cast<std::uint32_t>(p_.team.num_ranks) + static_cast<std::uint32_t>(rank)) *
@@ -109,7 +108,7 @@ class BulkSums {
       sum.add(first);
       sum.add(second);
     } else {
-      sum = frame.start<Type>(WideAccess{}, vector);
+      sum = frame.start<Type>(WideAccess{}, vector * 16u);
       for (unsigned rest = ranks; rest != 0; rest &= rest - 1) sum.add(at(__ffs(static_cast<int>(rest)) - 1));
     }
     WideAccess::store(frame.out + vector * 16u, sum.rounded());
@@ -128,7 +127,7 @@ class BulkSums {
   }
 
   __device__ void sum(std::uint32_t item, std::uint32_t turn, unsigned ranks) {
-    const std::int64_t token = token_of(item);
+    const std::int64_t token = p_.first_token + item / a_.plan.pieces;
     const std::uint32_t offset = offset_of(item);
     const RowFrame frame{out_row(p_, token) + offset, bias_row(p_, 0, token, offset), bias_row(p_, 1, token, offset),
                          bytes_of(item) / 16};
@@ -155,25 +154,25 @@ class WeightSums {
   __device__ bool run() {
     Tickets tickets(p_.team, kPileWeights);
     if (!rows_.meet()) return false;
-    const std::int64_t end = rows_.end_token();
-    for (std::int64_t first = p_.first_token + std::int64_t{tickets.next()} * kLanes; first < end;
-         first = p_.first_token + std::int64_t{tickets.next()} * kLanes) {
-      if (!sum(first, end)) return false;
+    const std::uint32_t chunks = (rows_.num_tokens() + kLanes - 1) / kLanes;
+    for (std::uint32_t chunk = tickets.next(); chunk < chunks; chunk = tickets.next()) {
+      if (!sum(chunk * kLanes)) return false;
     }
     bulk::read_before_credit();  // pattern L; the block's barrier follows
     return true;
   }
 
  private:
-  __device__ bool sum(std::int64_t first, std::int64_t end) {
-    const std::int64_t token = first + lane_index();
+  /// Tokens first..first+31 of the turn.
+  __device__ bool sum(std::uint32_t first) {
+    const std::uint32_t token = first + static_cast<std::uint32_t>(lane_index()), tokens = rows_.num_tokens();
     std::int32_t row[kMaxRanks];  // of the lane's token
     bool ok = true;
 #pragma unroll
     for (int rank = 0; rank < kMaxRanks; ++rank) {
       row[rank] = -1;
       if (rank >= p_.team.num_ranks) continue;
-      if (token < end) row[rank] = p_.places.row(static_cast<std::uint32_t>(token), rank, p_.team.num_ranks);
+      if (token < tokens) row[rank] = rows_.place(token, rank);
       const bool slotted = from_lane(rows_.slotted() ? 1 : 0, rank) != 0;
       const std::int32_t first_row = from_lane(rows_.first(), rank);
       if (slotted && row[rank] >= 0) ok = ok && rows_.arrive_in_slot(rank, row[rank] - first_row);
@@ -200,7 +199,8 @@ class WeightSums {
         if (rank >= p_.team.num_ranks) break;
         if (row_there_[rank]) sum += weights[rank];
       }
-      if (first + in_chunk < end) p_.out_weights[(first + in_chunk) * columns + column] = sum;
+      if (first + in_chunk >= tokens) continue;
+      p_.out_weights[(p_.first_token + first + in_chunk) * columns + column] = sum;
     }
     return true;
   }
@@ -209,5 +209,10 @@ class WeightSums {
   RowsOfRanks rows_;
   bool row_there_[kMaxRanks] = {};
 };
+
+/// Out of line: its registers are its own.
+static __device__ __noinline__ bool sum_weights(const CombineLaunch& a, const Turn& turn) {
+  return WeightSums(a, turn).run();
+}
 
 }  // namespace anyep::cuda

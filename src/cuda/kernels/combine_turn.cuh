@@ -133,11 +133,18 @@ class RowsOfRanks {
     return ok;
   }
 
-  /// Lane r: rank r's row of this token of the turn; -1 = none. Issued long before it is needed.
-  [[nodiscard]] __device__ std::int32_t place(std::int64_t token) const {
-    return lane_index() < p_.team.num_ranks && token < end_token()
-               ? p_.places.row(static_cast<std::uint32_t>(token), lane_index(), p_.team.num_ranks)
-               : -1;
+  /// Tokens of this rank in this turn.
+  [[nodiscard]] __device__ std::uint32_t num_tokens() const {
+    const std::int64_t end = min(p_.last_token, static_cast<std::int64_t>(p_.places.num_tokens));
+    return end > p_.first_token ? static_cast<std::uint32_t>(end - p_.first_token) : 0;
+  }
+  /// A rank's row of the turn's token `token` < num_tokens(); -1 = none.
+  [[nodiscard]] __device__ std::int32_t place(std::uint32_t token, int rank) const {
+    return p_.places.row(static_cast<std::uint32_t>(p_.first_token) + token, rank, p_.team.num_ranks);
+  }
+  /// Lane r: rank r's row; -1 beyond the last token too. Issued long before it is needed.
+  [[nodiscard]] __device__ std::int32_t place(std::uint32_t token) const {
+    return lane_index() < p_.team.num_ranks && token < num_tokens() ? place(token, lane_index()) : -1;
   }
 
   /// Lane: waits until its row is there. A barrier of the warp must follow where other lanes read it.
@@ -162,10 +169,6 @@ class RowsOfRanks {
   __device__ std::int32_t first() const { return first_; }
   __device__ const std::byte* weights() const { return weights_; }  ///< of row 0
   __device__ std::int64_t weights_stride() const { return weights_stride_; }
-
-  __device__ std::int64_t end_token() const {
-    return min(p_.last_token, static_cast<std::int64_t>(p_.places.num_tokens));
-  }
 
  private:
   __device__ void read_offer(int rank) {

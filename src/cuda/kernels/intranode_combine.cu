@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 
   const CombineParams& p = a.params;
   const int thread = static_cast<int>(threadIdx.x), n = p.team.num_ranks;
   if (thread < n) find_rows(p, thread, rows);
-  Turn turn;
+  __shared__ Turn turn;
   if (!begin_turn(p.team, kSeqCombine, turn)) return;  // its barrier: rows are there
   bool ok = thread >= n || check_rows(a, turn, thread, rows);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
@@ -69,10 +69,11 @@ __global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 
                                loaded + warp * kSumStages)
                     .run();
     } else if constexpr (kForm == Form::kPlain) {
-      ok = ok && sum_tokens<Type>(a, turn, NarrowAccess{a.plan.width});
+      ok = ok && (a.plan.width == 16 ? sum_tokens<Type>(a, turn, WideAccess{})
+                                     : sum_tokens<Type>(a, turn, NarrowAccess{a.plan.width}));
     }
   } else {
-    ok = WeightSums(a, turn).run();
+    ok = sum_weights(a, turn);
   }
 
   if (!last_to_finish(p.team, kSeqCombine, !ok)) return;

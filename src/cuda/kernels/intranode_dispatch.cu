@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes, 1) dispatch_kernel(const __
   __shared__ std::uint64_t loaded[kMaxRowWarps * kRowStages];
   ptx::grid_dependency_wait();
   const DispatchParams& p = a.params;
-  Turn turn;
+  __shared__ Turn turn;
   if (!begin_turn(p.team, kSeqDispatch, turn)) return;
   const int warp = warp_index(), rows = a.plan.row_warps, sides = a.plan.side_warps;
   bool ok = true;

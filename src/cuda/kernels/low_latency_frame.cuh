@@ -19,6 +19,7 @@
 #include "cuda/device/warp.cuh"
 #include "cuda/device/words.cuh"
 #include "cuda/kernels/low_latency.h"
+#include "protocol/counts.h"
 #include "protocol/ready.h"
 
 namespace anyep::cuda::low_latency {
@@ -112,10 +113,10 @@ static __device__ __noinline__ bool look(const CallParams& call, Block& block, i
   return false;
 }
 
-/// One thread waits until ready() holds. False: the peer is masked, or the block is broken.
+/// One thread waits until ready() holds. False: the peer is masked, or the block is broken. ready() may change `peer`.
 template <class Ready>
-[[nodiscard]] __device__ __forceinline__ bool await(const CallParams& call, Block& block, int peer, WaitPhase phase,
-                                                    Ready&& ready) {
+[[nodiscard]] __device__ __forceinline__ bool await(const CallParams& call, Block& block, const int& peer,
+                                                    WaitPhase phase, Ready&& ready) {
   std::uint64_t start_ns = 0;
   return protocol::wait_ready(ready, [&] { return look(call, block, peer, phase, start_ns); });
 }
@@ -257,13 +258,15 @@ __device__ inline void pass_gate(const CallParams& call, Block& block) {
   block.go = 1;
 }
 
-/// Calls serve(index) for this block's share of the receiving, then for those of blocks that have retreated.
+/// Calls serve(share) for this block's share of the receiving, then for those of blocks that have retreated. One call site:
+/// what is inlined there is large.
 template <class Serve>
 __device__ __forceinline__ void for_each_share(const Block& block, Serve&& serve) {
-  serve(static_cast<int>(blockIdx.x));
-  if (block.num_extra == 0) return;
-  for (int share = 0; share < static_cast<int>(gridDim.x); ++share) {
-    if ((block.extra[share / 32] >> (share % 32) & 1) != 0) serve(share);
+  const int others = block.num_extra == 0 ? 0 : static_cast<int>(gridDim.x);
+#pragma unroll 1
+  for (int i = -1; i < others; ++i) {
+    const int share = i < 0 ? static_cast<int>(blockIdx.x) : i;
+    if (i < 0 || (block.extra[i / 32] >> (i % 32) & 1) != 0) serve(share);
   }
 }
 
@@ -328,8 +331,9 @@ __device__ inline void await_heads(const CallParams& call, Block& block) {
 // ---- refresh -------------------------------------------------------------------------------------------------------
 
 /// In a refresh turn, by all of `workers` threads: clears, at every rank, what this rank does not write in this turn.
-/// `first_word`: the first word beyond head, counts and table; `chunks`: flags in use.
-__device__ inline void refresh(const CallParams& call, const Block& block, std::uint64_t first_word, int chunks,
+/// `first_word`: the first word beyond head, counts and table; chunks(peer): flags in use there.
+template <class Chunks>
+__device__ inline void refresh(const CallParams& call, const Block& block, std::uint64_t first_word, Chunks&& chunks,
                                std::uint32_t worker, std::uint32_t workers) {
   if (block.ok == 0) return;
   for (int peer = 0; peer < call.team.num_ranks; ++peer) {
@@ -341,7 +345,7 @@ __device__ inline void refresh(const CallParams& call, const Block& block, std::
     for (std::uint64_t i = worker; i < call.layout.num_packets; i += workers) {
       ptx::store_packet(region + call.layout.packets + i * 16, 0, 0);
     }
-    for (std::uint32_t i = static_cast<std::uint32_t>(chunks) + worker; i < kMaxChunks; i += workers) {
+    for (std::uint32_t i = static_cast<std::uint32_t>(chunks(peer)) + worker; i < kMaxChunks; i += workers) {
       protocol::Shared(flag_in(region, static_cast<int>(i))).store(0, protocol::kRelaxed);
     }
   }

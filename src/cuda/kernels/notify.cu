@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant_
   __shared__ std::int32_t rows[kMaxRanks];
   __shared__ Exchange all;
   ptx::grid_dependency_wait();
-  Turn turn;
+  __shared__ Turn turn;
   if (!begin_turn(p.team, kSeqNotify, turn)) return;
   const Scratch scratch(memory, p);
   fill_rank_of(scratch.rank_of, p.num_experts, p.team.num_ranks);

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/device/warp.cuh"
 
@@ -118,20 +119,21 @@ struct NarrowAccess {
   }
 };
 
-/// What a token's row is made of besides ranks' rows.
+/// What a token's row is made of besides ranks' rows; or a part of it.
 struct RowFrame {
   std::byte* out;
   const std::byte *first_bias, *second_bias;  ///< null = none
   std::uint32_t vectors;                      ///< 16 bytes each
 
   __device__ bool has_bias() const { return first_bias != nullptr || second_bias != nullptr; }
+  /// Bias of the vector at byte `at`, or zero.
   template <class Type, class Access>
-  __device__ __forceinline__ Sum<Type> start(const Access& access, std::uint32_t vector) const {
+  __device__ __forceinline__ Sum<Type> start(const Access& access, std::uint64_t at) const {
     Sum<Type> sum;
     sum.zero();
-    if (first_bias != nullptr) sum.set(access.load(first_bias + vector * 16u));
+    if (first_bias != nullptr) sum.set(access.load(first_bias + at));
     if (second_bias != nullptr) {
-      sum.add(access.load(second_bias + vector * 16u));
+      sum.add(access.load(second_bias + at));
     } else if (first_bias != nullptr) {
       sum.add_zero();
     }
@@ -139,81 +141,95 @@ struct RowFrame {
   }
 };
 
-/// One warp: out = first + second, no bias; the common case of two ranks. kGuarded: the row ends inside.
-template <class Type, int kUnroll, bool kGuarded, class Access>
-__device__ __forceinline__ void sum_two(const Access& access, const RowFrame& frame, const std::byte* first,
-                                        const std::byte* second, std::uint32_t vector) {
-  uint4 left[kUnroll], right[kUnroll];
+template <int kCount>
+using Unroll = std::integral_constant<int, kCount>;
+
+/// Bytes from a lane's vector to its next.
+inline constexpr std::uint32_t kVectorStep = kLanes * 16;
+
+/// A lane's kUnroll vectors: out = first + second, no bias; the common case of two ranks.
+template <class Type, int kUnroll, class Access>
+__device__ __forceinline__ void sum_two(const Access& access, std::byte* out, const std::byte* first,
+                                        const std::byte* second) {
+  uint4 one[kUnroll], other[kUnroll];
 #pragma unroll
-  for (std::uint32_t i = 0; i < kUnroll; ++i) {
-    const std::uint32_t at = vector + i * kLanes;
-    if (kGuarded && at >= frame.vectors) break;
-    left[i] = access.load(first + at * 16u);
-    right[i] = access.load(second + at * 16u);
+  for (int i = 0; i < kUnroll; ++i) {
+    one[i] = access.load(first + i * kVectorStep);
+    other[i] = access.load(second + i * kVectorStep);
   }
 #pragma unroll
-  for (std::uint32_t i = 0; i < kUnroll; ++i) {
-    const std::uint32_t at = vector + i * kLanes;
-    if (kGuarded && at >= frame.vectors) break;
+  for (int i = 0; i < kUnroll; ++i) {
     Sum<Type> sum;
     sum.zero();
-    sum.add(left[i]);
-    sum.add(right[i]);
-    access.store(frame.out + at * 16u, sum.rounded());
+    sum.add(one[i]);
+    sum.add(other[i]);
+    access.store(out + i * kVectorStep, sum.rounded());
   }
 }
 
-/// One warp: any ranks, any bias. Lane r holds rank r's row where bit r of `ranks` is set.
-template <class Type, int kUnroll, bool kGuarded, class Access>
+/// The same for any ranks and any bias, from byte `at` on. Lane r holds rank r's row where bit r of `ranks` is set; a lane
+/// with `mine` false only takes part in telling rows.
+template <class Type, int kUnroll, class Access>
 __device__ __forceinline__ void sum_any(const Access& access, const RowFrame& frame, const std::byte* row,
-                                        unsigned ranks, std::uint32_t vector) {
+                                        unsigned ranks, std::uint64_t at, bool mine) {
   Sum<Type> sums[kUnroll];
 #pragma unroll
-  for (std::uint32_t i = 0; i < kUnroll; ++i) {
-    const std::uint32_t at = vector + i * kLanes;
-    if (!kGuarded || at < frame.vectors) sums[i] = frame.start<Type>(access, at);
+  for (int i = 0; i < kUnroll; ++i) {
+    if (mine) sums[i] = frame.start<Type>(access, at + i * kVectorStep);
   }
   for (unsigned rest = ranks; rest != 0; rest &= rest - 1) {
-    const std::byte* const from = from_lane(row, __ffs(static_cast<int>(rest)) - 1);
+    const std::byte* const from = from_lane(row, __ffs(static_cast<int>(rest)) - 1) + at;
+    if (!mine) continue;
     uint4 values[kUnroll];
 #pragma unroll
-    for (std::uint32_t i = 0; i < kUnroll; ++i) {
-      const std::uint32_t at = vector + i * kLanes;
-      if (!kGuarded || at < frame.vectors) values[i] = access.load(from + at * 16u);
-    }
+    for (int i = 0; i < kUnroll; ++i) values[i] = access.load(from + i * kVectorStep);
 #pragma unroll
-    for (std::uint32_t i = 0; i < kUnroll; ++i) {
-      if (!kGuarded || vector + i * kLanes < frame.vectors) sums[i].add(values[i]);
-    }
+    for (int i = 0; i < kUnroll; ++i) sums[i].add(values[i]);
   }
+  if (!mine) return;
 #pragma unroll
-  for (std::uint32_t i = 0; i < kUnroll; ++i) {
-    const std::uint32_t at = vector + i * kLanes;
-    if (!kGuarded || at < frame.vectors) access.store(frame.out + at * 16u, sums[i].rounded());
-  }
+  for (int i = 0; i < kUnroll; ++i) access.store(frame.out + at + i * kVectorStep, sums[i].rounded());
+}
+
+/// One warp, two ranks: long steps, short ones, the end. 28 vectors a lane in a row of 14 KiB.
+template <class Type, class Access>
+__device__ __forceinline__ void sum_row_of_two(const Access& access, const RowFrame& frame, const std::byte* first,
+                                               const std::byte* second) {
+  const std::uint32_t begin = static_cast<std::uint32_t>(lane_index()) * 16, bytes = frame.vectors * 16;
+  const std::byte *one = first + begin, *other = second + begin;
+  std::byte* out = frame.out + begin;
+  const std::byte* const end = frame.out + bytes;
+  const auto steps = [&](auto unroll) {
+    constexpr int kUnroll = decltype(unroll)::value;
+    while (end - (out - begin) >= static_cast<std::ptrdiff_t>(kUnroll * kVectorStep)) {
+      sum_two<Type, kUnroll>(access, out, one, other);
+      out += kUnroll * kVectorStep;
+      one += kUnroll * kVectorStep;
+      other += kUnroll * kVectorStep;
+    }
+  };
+  steps(Unroll<7>{});
+  steps(Unroll<2>{});
+  steps(Unroll<1>{});
+  if (out < end) sum_two<Type, 1>(access, out, one, other);
 }
 
 /// One warp sums a whole row from memory.
 template <class Type, class Access>
 __device__ __forceinline__ void sum_row(const Access& access, const RowFrame& frame, const std::byte* row,
                                         unsigned ranks) {
-  const auto lane = static_cast<std::uint32_t>(lane_index());
-  std::uint32_t vector = 0;
   if (__popc(ranks) == 2 && !frame.has_bias()) {
-    constexpr std::uint32_t kUnroll = 7, kStep = kUnroll * kLanes;  // 28 vectors a lane in a row of 14 KiB
-    const std::byte* const first = from_lane(row, __ffs(static_cast<int>(ranks)) - 1);
-    const std::byte* const second = from_lane(row, 31 - __clz(static_cast<int>(ranks)));
-    for (; vector + kStep <= frame.vectors; vector += kStep) {
-      sum_two<Type, kUnroll, false>(access, frame, first, second, vector + lane);
-    }
-    if (vector < frame.vectors) sum_two<Type, kUnroll, true>(access, frame, first, second, vector + lane);
+    sum_row_of_two<Type>(access, frame, from_lane(row, __ffs(static_cast<int>(ranks)) - 1),
+                         from_lane(row, 31 - __clz(static_cast<int>(ranks))));
     return;
   }
-  constexpr std::uint32_t kUnroll = 4, kStep = kUnroll * kLanes;
-  for (; vector + kStep <= frame.vectors; vector += kStep) {
-    sum_any<Type, kUnroll, false>(access, frame, row, ranks, vector + lane);
+  constexpr std::uint32_t kUnroll = 4;
+  const std::uint32_t bytes = frame.vectors * 16;
+  std::uint32_t at = static_cast<std::uint32_t>(lane_index()) * 16, step = 0;
+  for (; step + kUnroll * kVectorStep <= bytes; step += kUnroll * kVectorStep) {
+    sum_any<Type, kUnroll>(access, frame, row, ranks, step + at, true);
   }
-  if (vector < frame.vectors) sum_any<Type, kUnroll, true>(access, frame, row, ranks, vector + lane);
+  for (; step < bytes; step += kVectorStep) sum_any<Type, 1>(access, frame, row, ranks, step + at, step + at < bytes);
 }
 
 }  // namespace anyep::cuda

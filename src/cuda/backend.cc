@@ -209,6 +209,17 @@ std::uint64_t CudaBackend::ids_out_of_range() const {
   return count;
 }
 
+// LOW LATENCY PLACEHOLDER BEGIN
+void CudaBackend::low_latency_dispatch_send(backend::LowLatencyCall& op) {
+  core::throw_error(ErrorCode::kUnsupported, op.call.op, "not on GPUs yet");
+}
+void CudaBackend::low_latency_dispatch_receive(backend::LowLatencyCall&) {}
+void CudaBackend::low_latency_combine_send(backend::LowLatencyCall& op) {
+  core::throw_error(ErrorCode::kUnsupported, op.call.op, "not on GPUs yet");
+}
+void CudaBackend::low_latency_combine_receive(backend::LowLatencyCall&) {}
+// LOW LATENCY PLACEHOLDER END
+
 std::unique_ptr<backend::Backend> make_backend(const Budget &budget,
                                                const Topology &topology,
                                                const Tuning &tuning,
