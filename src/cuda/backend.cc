@@ -20,8 +20,7 @@ cudaStream_t native(StreamRef stream) {
   return static_cast<cudaStream_t>(stream.native);
 }
 
-LayoutParams layout_params(const Shape &shape, const Routing &routing,
-                           int num_ranks) {
+LayoutParams layout_params(const Shape& shape, const Routing& routing, int num_ranks) {
   LayoutParams params;
   params.experts = routing.experts.data;
   params.wide_ids = routing.experts.dtype == DType::kI64;
@@ -34,53 +33,41 @@ LayoutParams layout_params(const Shape &shape, const Routing &routing,
   return params;
 }
 
-} // namespace
+}  // namespace
 
-std::shared_ptr<anyep::Event::State>
-CudaBackend::record(const backend::Call &call) {
+std::shared_ptr<anyep::Event::State> CudaBackend::record(const backend::Call& call) {
   return rank_->end(call, std::exchange(verify_, {}));
 }
 
-std::shared_ptr<Handle::State>
-CudaBackend::adopt(const HandleArrays &arrays,
-                   std::shared_ptr<const void> owner) {
+std::shared_ptr<Handle::State> CudaBackend::adopt(const HandleArrays& arrays, std::shared_ptr<const void> owner) {
   auto state = std::make_shared<Handle::State>();
   state->num_ranks = rank_->num_ranks();
   state->rank = rank_->rank();
   state->num_tokens = arrays.place.shape[0];
-  state->device =
-      std::make_shared<DeviceHandle>(rank_, arrays, std::move(owner));
+  state->device = std::make_shared<DeviceHandle>(rank_, arrays, std::move(owner));
   return state;
 }
 
-Layout CudaBackend::layout(const Shape &shape, const Routing &routing,
-                           StreamRef stream) {
+Layout CudaBackend::layout(const Shape& shape, const Routing& routing, StreamRef stream) {
   const DeviceGuard guard(rank_->device());
   const auto ranks = static_cast<std::size_t>(rank_->num_ranks());
   const auto experts = static_cast<std::size_t>(shape.num_experts);
   const auto tokens = static_cast<std::size_t>(routing.experts.shape[0]);
   core::Cursor at(core::kArrayAlignment);
-  const std::uint64_t per_rank = at.take(ranks * 4),
-                      per_expert = at.take(experts * 4),
+  const std::uint64_t per_rank = at.take(ranks * 4), per_expert = at.take(experts * 4),
                       in_rank = at.take(tokens * ranks);
   const Block block = rank_->allocate(at.bytes(), "layout", "the layout", Rank::Store::kHandles);
   LayoutParams params = layout_params(shape, routing, rank_->num_ranks());
-  params.tokens_per_rank =
-      reinterpret_cast<std::int32_t *>(block.data() + per_rank);
-  params.pairs_per_expert =
-      reinterpret_cast<std::int32_t *>(block.data() + per_expert);
-  params.token_in_rank =
-      reinterpret_cast<std::uint8_t *>(block.data() + in_rank);
+  params.tokens_per_rank = reinterpret_cast<std::int32_t*>(block.data() + per_rank);
+  params.pairs_per_expert = reinterpret_cast<std::int32_t*>(block.data() + per_expert);
+  params.token_in_rank = reinterpret_cast<std::uint8_t*>(block.data() + in_rank);
   launch_layout(params, rank_->num_sms(), native(stream));
   Layout layout;
   layout.tokens_per_rank.resize(ranks);
   layout.pairs_per_expert.resize(experts);
   layout.token_in_rank.resize(tokens * ranks);
-  const auto fetch = [&](void *to, const void *from, std::size_t bytes) {
-    if (bytes != 0)
-      check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost,
-                            native(stream)),
-            "cudaMemcpyAsync");
+  const auto fetch = [&](void* to, const void* from, std::size_t bytes) {
+    if (bytes != 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)), "cudaMemcpyAsync");
   };
   fetch(layout.tokens_per_rank.data(), params.tokens_per_rank, ranks * 4);
   fetch(layout.pairs_per_expert.data(), params.pairs_per_expert, experts * 4);
@@ -89,8 +76,7 @@ Layout CudaBackend::layout(const Shape &shape, const Routing &routing,
   return layout;
 }
 
-void CudaBackend::layout_into(const Shape &shape, const Routing &routing,
-                              const LayoutArrays &out, StreamRef stream) {
+void CudaBackend::layout_into(const Shape& shape, const Routing& routing, const LayoutArrays& out, StreamRef stream) {
   const DeviceGuard guard(rank_->device());
   LayoutParams params = layout_params(shape, routing, rank_->num_ranks());
   params.tokens_per_rank = out.tokens_per_rank.as<std::int32_t>();
@@ -99,7 +85,7 @@ void CudaBackend::layout_into(const Shape &shape, const Routing &routing,
   launch_layout(params, rank_->num_sms(), native(stream));
 }
 
-void CudaBackend::barrier(const backend::Call &call) {
+void CudaBackend::barrier(const backend::Call& call) {
   const DeviceGuard guard(rank_->device());
   const Rank::Launch launch = rank_->begin(call);
   BarrierParams params;
@@ -107,105 +93,92 @@ void CudaBackend::barrier(const backend::Call &call) {
   launch_barrier(params, launch.stream);
 }
 
-std::unique_ptr<OwnedRows::State> CudaBackend::make_rows(std::int64_t num_rows,
-                                                         const Shape &shape) {
+std::unique_ptr<OwnedRows::State> CudaBackend::make_rows(std::int64_t num_rows, const Shape& shape) {
   auto state = std::make_unique<OwnedRows::State>();
   const auto rows = static_cast<std::uint64_t>(num_rows);
   core::Cursor at(core::kArrayAlignment);
-  const std::uint64_t x = at.take(
-      rows * static_cast<std::uint64_t>(shape.hidden) * size_of(shape.dtype));
-  const std::uint64_t scales = at.take(
-      rows * static_cast<std::uint64_t>(shape.num_scales) * sizeof(float));
+  const std::uint64_t x = at.take(rows * static_cast<std::uint64_t>(shape.hidden) * size_of(shape.dtype));
+  const std::uint64_t scales = at.take(rows * static_cast<std::uint64_t>(shape.num_scales) * sizeof(float));
   const auto choices = rows * static_cast<std::uint64_t>(shape.top_k);
   const std::uint64_t experts = at.take(choices * sizeof(std::int32_t));
   const std::uint64_t weights = at.take(choices * sizeof(float));
-  const auto block =
-      std::make_shared<Block>(rank_->allocate(at.bytes(), "make_rows", "rows"));
-  std::byte *const data = block->data();
+  const auto block = std::make_shared<Block>(rank_->allocate(at.bytes(), "make_rows", "rows"));
+  std::byte* const data = block->data();
   state->num_rows = num_rows;
-  state->rows.x =
-      TensorView::dense(data + x, shape.dtype, {num_rows, shape.hidden});
+  state->rows.x = TensorView::dense(data + x, shape.dtype, {num_rows, shape.hidden});
   if (shape.num_scales > 0) {
-    state->rows.scales = TensorView::dense(data + scales, DType::kF32,
-                                           {num_rows, shape.num_scales});
+    state->rows.scales = TensorView::dense(data + scales, DType::kF32, {num_rows, shape.num_scales});
   }
   if (shape.top_k > 0) {
-    state->rows.experts =
-        TensorView::dense(data + experts, DType::kI32, {num_rows, shape.top_k});
-    state->rows.weights =
-        TensorView::dense(data + weights, DType::kF32, {num_rows, shape.top_k});
+    state->rows.experts = TensorView::dense(data + experts, DType::kI32, {num_rows, shape.top_k});
+    state->rows.weights = TensorView::dense(data + weights, DType::kF32, {num_rows, shape.top_k});
   }
   state->memory = block;
   return state;
 }
 
-TensorView CudaBackend::combine_buffer(const Shape &shape) {
-  const core::ExpertBlock block =
-      core::expert_block(shape.num_experts, rank_->num_ranks(), rank_->rank());
+TensorView CudaBackend::combine_buffer(const Shape& shape) {
+  const core::ExpertBlock block = core::expert_block(shape.num_experts, rank_->num_ranks(), rank_->rank());
   const std::int64_t slots = shape.max_tokens * rank_->num_ranks();
-  const auto bytes = static_cast<std::uint64_t>(block.count) *
-                     static_cast<std::uint64_t>(slots * shape.hidden) * 2;
-  return TensorView::dense(rank_->combine_buffer(bytes), DType::kBF16,
-                           {block.count, slots, shape.hidden});
+  const auto bytes = static_cast<std::uint64_t>(block.count) * static_cast<std::uint64_t>(slots * shape.hidden) * 2;
+  return TensorView::dense(rank_->combine_buffer(bytes), DType::kBF16, {block.count, slots, shape.hidden});
 }
 
-TensorView CudaBackend::memory(Mode mode, std::size_t offset,
-                               std::size_t bytes) {
-  const WindowLayout &layout = rank_->layout();
+TensorView CudaBackend::memory(Mode mode, std::size_t offset, std::size_t bytes) {
+  const WindowLayout& layout = rank_->layout();
   const bool low = mode == Mode::kLowLatency;
   const std::uint64_t begin = low ? layout.low_latency : layout.slots;
-  const std::uint64_t have =
-      low ? layout.low_latency_bytes : layout.handles - layout.slots;
+  const std::uint64_t have = low ? layout.low_latency_bytes : layout.handles - layout.slots;
   if (offset > have || bytes > have - offset) {
-    core::throw_capacity("memory", "bytes of this mode's payload memory",
-                         offset + bytes, have);
+    core::throw_capacity("memory", "bytes of this mode's payload memory", offset + bytes, have);
   }
-  return TensorView::dense(rank_->own(begin + offset), DType::kU8,
-                           {static_cast<std::int64_t>(bytes)});
+  return TensorView::dense(rank_->own(begin + offset), DType::kU8, {static_cast<std::int64_t>(bytes)});
 }
 
 std::shared_ptr<const void> CudaBackend::hold_memory() {
-  return rank_; // which owns the windows and the zero-copy buffer
+  return rank_;  // which owns the windows and the zero-copy buffer
 }
 
 std::vector<int> CudaBackend::masks() const {
   std::vector<int> masks(static_cast<std::size_t>(rank_->num_ranks()));
   for (std::size_t rank = 0; rank < masks.size(); ++rank) {
-    masks[rank] = protocol::Shared(rank_->group().masked()[rank])
-                      .load(protocol::kRelaxed) != 0;
+    masks[rank] = protocol::Shared(rank_->group().masked()[rank]).load(protocol::kRelaxed) != 0;
   }
   return masks;
 }
 
-void CudaBackend::copy_masks(const TensorView &out, StreamRef stream) const {
+void CudaBackend::copy_masks(const TensorView& out, StreamRef stream) const {
   const DeviceGuard guard(rank_->device());
   const std::vector<int> now = masks();
   // From pageable memory: the copy has left `now` when the call returns.
-  check(cudaMemcpyAsync(out.data, now.data(), now.size() * sizeof(int),
-                        cudaMemcpyHostToDevice, native(stream)),
+  check(cudaMemcpyAsync(out.data, now.data(), now.size() * sizeof(int), cudaMemcpyHostToDevice, native(stream)),
         "cudaMemcpyAsync");
 }
 
-void CudaBackend::mask(int rank) { rank_->group().mask(rank); }
-void CudaBackend::unmask(int rank) { rank_->group().ask_unmask(rank); }
-void CudaBackend::fail(const Error &error) noexcept {
+void CudaBackend::mask(int rank) {
+  rank_->group().mask(rank);
+}
+void CudaBackend::unmask(int rank) {
+  rank_->group().ask_unmask(rank);
+}
+void CudaBackend::fail(const Error& error) noexcept {
   rank_->group().fail(error);
 }
 std::optional<Error> CudaBackend::first_error() const {
   return rank_->first_error();
 }
-void CudaBackend::refused(std::uint32_t call, const Error &error) noexcept {
+void CudaBackend::refused(std::uint32_t call, const Error& error) noexcept {
   rank_->group().refused(call, error);
 }
-std::vector<int> CudaBackend::close() { return rank_->close(); }
+std::vector<int> CudaBackend::close() {
+  return rank_->close();
+}
 
 std::uint64_t CudaBackend::ids_out_of_range() const {
   const DeviceGuard guard(rank_->device());
   (void)rank_->drain(UINT64_MAX);
   unsigned long long count = 0;
-  check(cudaMemcpy(&count, &rank_->state()->ids_out_of_range, sizeof(count),
-                   cudaMemcpyDeviceToHost),
-        "cudaMemcpy");
+  check(cudaMemcpy(&count, &rank_->state()->ids_out_of_range, sizeof(count), cudaMemcpyDeviceToHost), "cudaMemcpy");
   return count;
 }
 
@@ -220,12 +193,9 @@ void CudaBackend::low_latency_combine_send(backend::LowLatencyCall& op) {
 void CudaBackend::low_latency_combine_receive(backend::LowLatencyCall&) {}
 // LOW LATENCY PLACEHOLDER END
 
-std::unique_ptr<backend::Backend> make_backend(const Budget &budget,
-                                               const Topology &topology,
-                                               const Tuning &tuning,
-                                               Bootstrap &bootstrap) {
-  return std::make_unique<CudaBackend>(
-      Rank::create(budget, topology, tuning, bootstrap));
+std::unique_ptr<backend::Backend> make_backend(const Budget& budget, const Topology& topology, const Tuning& tuning,
+                                               Bootstrap& bootstrap) {
+  return std::make_unique<CudaBackend>(Rank::create(budget, topology, tuning, bootstrap));
 }
 
-} // namespace anyep::cuda
+}  // namespace anyep::cuda

@@ -15,22 +15,17 @@ std::uint64_t bytes_of(std::int64_t count) {
   return static_cast<std::uint64_t>(count) * sizeof(std::int32_t);
 }
 
-} // namespace
+}  // namespace
 
-DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank, std::int64_t num_tokens,
-                           int ranges)
+DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank, std::int64_t num_tokens, int ranges)
     : rank_(std::move(rank)), num_tokens_(num_tokens) {
   const std::int64_t ranks = rank_->num_ranks();
   core::Cursor at(core::kArrayAlignment);
-  const std::uint64_t rows_until = at.take(bytes_of(ranks)),
-                      tokens = at.take(bytes_of(ranks)),
-                      place = at.take(bytes_of(num_tokens * ranks)),
-                      before = at.take(bytes_of(ranges * ranks)),
+  const std::uint64_t rows_until = at.take(bytes_of(ranks)), tokens = at.take(bytes_of(ranks)),
+                      place = at.take(bytes_of(num_tokens * ranks)), before = at.take(bytes_of(ranges * ranks)),
                       final_rows = at.take(bytes_of(num_tokens * ranks));
   arrays_ = rank_->allocate(at.bytes(), "route", "a handle", Rank::Store::kHandles);
-  const auto array = [&](std::uint64_t offset) {
-    return reinterpret_cast<std::int32_t *>(arrays_.data() + offset);
-  };
+  const auto array = [&](std::uint64_t offset) { return reinterpret_cast<std::int32_t*>(arrays_.data() + offset); };
   rows_until_data = array(rows_until);
   tokens_data = array(tokens);
   place_data = array(place);
@@ -38,11 +33,8 @@ DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank, std::int64_t num_tokens,
   final_place_ = array(final_rows);
 }
 
-DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank,
-                           const HandleArrays &arrays,
-                           std::shared_ptr<const void> owner)
-    : rank_(std::move(rank)), num_tokens_(arrays.place.shape[0]),
-      owner_(std::move(owner)) {
+DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank, const HandleArrays& arrays, std::shared_ptr<const void> owner)
+    : rank_(std::move(rank)), num_tokens_(arrays.place.shape[0]), owner_(std::move(owner)) {
   rows_until_data = arrays.rows_until.as<std::int32_t>();
   tokens_data = arrays.tokens.as<std::int32_t>();
   place_data = arrays.place.as<std::int32_t>();
@@ -54,8 +46,7 @@ DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank,
 }
 
 Places DeviceHandle::places() const {
-  return {place_data, before_data, tokens_per_range,
-          static_cast<int>(num_tokens_)};
+  return {place_data, before_data, tokens_per_range, static_cast<int>(num_tokens_)};
 }
 
 TensorView DeviceHandle::rows_until() {
@@ -69,14 +60,12 @@ TensorView DeviceHandle::tokens() {
 TensorView DeviceHandle::place() {
   if (!has_final_place) {
     const DeviceGuard guard(rank_->device());
-    launch_final_places(place_data, before_data, tokens_per_range,
-                        static_cast<int>(num_tokens_), rank_->num_ranks(),
+    launch_final_places(place_data, before_data, tokens_per_range, static_cast<int>(num_tokens_), rank_->num_ranks(),
                         final_place_, nullptr);
     check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
     has_final_place = true;
   }
-  return TensorView::dense(final_place_, DType::kI32,
-                           {num_tokens_, rank_->num_ranks()});
+  return TensorView::dense(final_place_, DType::kI32, {num_tokens_, rank_->num_ranks()});
 }
 
 TensorView DeviceHandle::source() {
@@ -90,26 +79,24 @@ TensorView DeviceHandle::source() {
 
 std::uint64_t DeviceHandle::source_for(std::int64_t rows) {
   if (source_ == nullptr || (source_block_ && source_rows_ < rows)) {
-    source_block_ =
-        rank_->allocate(bytes_of(rows), "dispatch", "source indices", Rank::Store::kHandles);
-    source_ = reinterpret_cast<const std::int32_t *>(source_block_.data());
+    source_block_ = rank_->allocate(bytes_of(rows), "dispatch", "source indices", Rank::Store::kHandles);
+    source_ = reinterpret_cast<const std::int32_t*>(source_block_.data());
     source_rows_ = rows;
   }
-  return source_block_ ? source_block_.offset()
-                       : Grant::kNone; // an adopted handle has its own
+  return source_block_ ? source_block_.offset() : Grant::kNone;  // an adopted handle has its own
 }
 
-CountsEvent::CountsEvent(std::shared_ptr<Rank> rank, Handle::State &handle,
-                         std::uint64_t op_limit_ns, int local_experts)
-    : rank_(std::move(rank)), handle_(handle),
-      page_(static_cast<DeviceHandle &>(*handle.device).page),
-      limit_(op_limit_ns), local_experts_(local_experts) {}
+CountsEvent::CountsEvent(std::shared_ptr<Rank> rank, Handle::State& handle, std::uint64_t op_limit_ns,
+                         int local_experts)
+    : rank_(std::move(rank)),
+      handle_(handle),
+      page_(static_cast<DeviceHandle&>(*handle.device).page),
+      limit_(op_limit_ns),
+      local_experts_(local_experts) {}
 
 bool CountsEvent::done() const noexcept {
-  if (filled_)
-    return true;
-  if (protocol::Shared(page_->word).load(protocol::kAcquire) == 0)
-    return false; // pattern Q
+  if (filled_) return true;
+  if (protocol::Shared(page_->word).load(protocol::kAcquire) == 0) return false;  // pattern Q
   fill();
   return true;
 }
@@ -126,22 +113,19 @@ bool CountsEvent::wait_for(std::uint64_t limit) const {
   const std::uint64_t begin = protocol::now_ns();
   for (unsigned looks = 1; !done(); ++looks) {
     protocol::relax();
-    if (looks % 1024 != 0)
-      continue;
+    if (looks % 1024 != 0) continue;
     const std::uint64_t waited = protocol::now_ns() - begin;
     rank_->look("route", "in_recv");
-    if (waited > limit)
-      return false;
-    if (waited > 1'000'000)
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (waited > limit) return false;
+    if (waited > 1'000'000) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
   return true;
 }
 
 void CountsEvent::wait() const {
-  while (!wait_for(limit_)) { // the kernel has its own limit from its start;
-                              // what stands before it is the caller's
+  while (!wait_for(limit_)) {  // the kernel has its own limit from its start;
+                               // what stands before it is the caller's
   }
 }
 
-} // namespace anyep::cuda
+}  // namespace anyep::cuda

@@ -15,55 +15,47 @@
 namespace anyep::cuda {
 namespace {
 
-DeviceHandle &device_handle(const backend::Call &call,
-                            const Handle::State &handle) {
+DeviceHandle& device_handle(const backend::Call& call, const Handle::State& handle) {
   if (handle.device == nullptr) {
-    core::throw_argument(call.op, "handle", "of CPU ranks",
-                         "of this engine, or adopted by it",
+    core::throw_argument(call.op, "handle", "of CPU ranks", "of this engine, or adopted by it",
                          "Engine::adopt() takes arrays on the GPU.");
   }
-  return static_cast<DeviceHandle &>(*handle.device);
+  return static_cast<DeviceHandle&>(*handle.device);
 }
 
-std::int64_t row_elements(const TensorView &view) {
+std::int64_t row_elements(const TensorView& view) {
   std::int64_t elements = 1;
-  for (int dim = 1; dim < view.shape.dims; ++dim)
-    elements *= view.shape[dim];
+  for (int dim = 1; dim < view.shape.dims; ++dim) elements *= view.shape[dim];
   return elements;
 }
 
-std::uint32_t row_bytes(const TensorView &view) {
-  return static_cast<std::uint32_t>(row_elements(view)) *
-         static_cast<std::uint32_t>(size_of(view.dtype));
+std::uint32_t row_bytes(const TensorView& view) {
+  return static_cast<std::uint32_t>(row_elements(view)) * static_cast<std::uint32_t>(size_of(view.dtype));
 }
 
-std::int64_t row_stride(const TensorView &view) {
-  return view.shape[0] > 1
-             ? view.strides[0] * static_cast<std::int64_t>(size_of(view.dtype))
-             : row_bytes(view);
+std::int64_t row_stride(const TensorView& view) {
+  return view.shape[0] > 1 ? view.strides[0] * static_cast<std::int64_t>(size_of(view.dtype)) : row_bytes(view);
 }
 
-bool is_dense_rows(const TensorView &view) {
+bool is_dense_rows(const TensorView& view) {
   return row_stride(view) == row_bytes(view);
 }
 
-SideField side_field(const TensorView &view) {
+SideField side_field(const TensorView& view) {
   SideField field;
-  if (!view.given())
-    return field;
+  if (!view.given()) return field;
   field.data = view.as<const std::byte>();
   field.element_bytes = static_cast<std::uint32_t>(size_of(view.dtype));
   field.num_elements = static_cast<std::uint32_t>(row_elements(view));
   field.row_stride = row_stride(view);
   const bool strided = view.shape.dims == 2 && view.shape[1] > 1;
-  field.element_stride = (strided ? view.strides[1] : 1) *
-                         static_cast<std::int64_t>(field.element_bytes);
+  field.element_stride = (strided ? view.strides[1] : 1) * static_cast<std::int64_t>(field.element_bytes);
   return field;
 }
 
-} // namespace
+}  // namespace
 
-int CudaBackend::sms(const backend::Call &call) const {
+int CudaBackend::sms(const backend::Call& call) const {
   // 16 reach the wire in every operation (measured on two H100; design document
   // of the kernels).
   constexpr int kDefaultSms = 16;
@@ -71,10 +63,9 @@ int CudaBackend::sms(const backend::Call &call) const {
   return std::min(wanted, rank_->sms_of_rank());
 }
 
-void CudaBackend::route(const backend::Call &call,
-                        const backend::RouteCall &route) {
+void CudaBackend::route(const backend::Call& call, const backend::RouteCall& route) {
   const DeviceGuard guard(rank_->device());
-  Handle::State &state = *route.handle;
+  Handle::State& state = *route.handle;
   const auto tokens = static_cast<int>(state.num_tokens);
   const int ranges = notify_ranges(tokens, sms(call));
   const Rank::Launch launch = rank_->begin(call);
@@ -85,10 +76,10 @@ void CudaBackend::route(const backend::Call &call,
   NotifyParams params;
   params.team = launch.team;
   if (route.routing.experts.given()) {
-    const TensorView &ids = route.routing.experts;
+    const TensorView& ids = route.routing.experts;
     params.experts = ids.data;
     params.wide_ids = ids.dtype == DType::kI64;
-    params.token_stride = ids.shape[1]; // dense, as checked
+    params.token_stride = ids.shape[1];  // dense, as checked
     params.choice_stride = 1;
   }
   params.in_rank = route.routing.ranks.as<const std::uint8_t>();
@@ -107,34 +98,29 @@ void CudaBackend::route(const backend::Call &call,
   launch_notify(params, launch.stream);
 
   state.device = handle;
-  const core::ExpertBlock block =
-      core::expert_block(route.num_experts, rank_->num_ranks(), rank_->rank());
-  state.routed =
-      std::make_shared<CountsEvent>(rank_, state, call.limit_ns, block.count);
+  const core::ExpertBlock block = core::expert_block(route.num_experts, rank_->num_ranks(), rank_->rank());
+  state.routed = std::make_shared<CountsEvent>(rank_, state, call.limit_ns, block.count);
 }
 
-void CudaBackend::dispatch(const backend::Call &call,
-                           const backend::DispatchCall &dispatch) {
+void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCall& dispatch) {
   const DeviceGuard guard(rank_->device());
-  DeviceHandle &handle = device_handle(call, *dispatch.handle);
+  DeviceHandle& handle = device_handle(call, *dispatch.handle);
   const Rank::Launch launch = rank_->begin(call);
   DispatchParams params;
   CopyRowsParams copies;
   const auto room = static_cast<std::uint64_t>(dispatch.room);
   /// Where peers write a field: the caller's memory if it lies in the window,
   /// else a block that is copied out of.
-  const auto take = [&](const TensorView &out, const char *what) {
-    if (room == 0)
-      return rank_->layout().heap; // nobody writes there
+  const auto take = [&](const TensorView& out, const char* what) {
+    if (room == 0) return rank_->layout().heap;  // nobody writes there
     const std::uint64_t bytes = room * row_bytes(out);
     const bool aligned = reinterpret_cast<std::uintptr_t>(out.data) % 16 == 0;
     if (is_dense_rows(out) && aligned) {
       const std::uint64_t offset = rank_->offset_of(out.data, bytes);
-      if (offset != Grant::kNone)
-        return offset;
+      if (offset != Grant::kNone) return offset;
     }
     Block block = rank_->allocate(bytes, call.op, what);
-    CopyRowsParams::Field &field = copies.field[copies.num_fields++];
+    CopyRowsParams::Field& field = copies.field[copies.num_fields++];
     field.from = block.data();
     field.to = out.as<std::byte>();
     field.row_bytes = row_bytes(out);
@@ -144,17 +130,13 @@ void CudaBackend::dispatch(const backend::Call &call,
     rank_->keep_until_done(std::move(block));
     return offset;
   };
-  Grant &grant = params.grant;
-  grant = {Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone,
-           Grant::kNone, {},           room};
+  Grant& grant = params.grant;
+  grant = {Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, {}, room};
   std::fill(std::begin(grant.extra), std::end(grant.extra), Grant::kNone);
   grant.x = take(dispatch.out.x, "x");
-  if (dispatch.x.scales.given())
-    grant.scales = take(dispatch.out.scales, "scales");
-  if (dispatch.x.experts.given())
-    grant.experts = take(dispatch.out.experts, "experts");
-  if (dispatch.x.weights.given())
-    grant.weights = take(dispatch.out.weights, "weights");
+  if (dispatch.x.scales.given()) grant.scales = take(dispatch.out.scales, "scales");
+  if (dispatch.x.experts.given()) grant.experts = take(dispatch.out.experts, "experts");
+  if (dispatch.x.weights.given()) grant.weights = take(dispatch.out.weights, "weights");
   for (std::size_t at = 0; at < dispatch.x.extra.size(); ++at) {
     grant.extra[at] = take(dispatch.out.extra[at], "extra payload");
   }
@@ -168,11 +150,9 @@ void CudaBackend::dispatch(const backend::Call &call,
   params.scales = side_field(dispatch.x.scales);
   params.experts = side_field(dispatch.x.experts);
   params.weights = side_field(dispatch.x.weights);
-  for (std::size_t at = 0; at < dispatch.x.extra.size(); ++at)
-    params.extra[at] = side_field(dispatch.x.extra[at]);
+  for (std::size_t at = 0; at < dispatch.x.extra.size(); ++at) params.extra[at] = side_field(dispatch.x.extra[at]);
   params.num_experts = dispatch.handle->num_experts;
-  params.wide_ids_out =
-      dispatch.out.experts.given() && dispatch.out.experts.dtype == DType::kI64;
+  params.wide_ids_out = dispatch.out.experts.given() && dispatch.out.experts.dtype == DType::kI64;
   params.rows_until = handle.rows_until_data;
   params.mark_rest_until = dispatch.x.experts.given() ? dispatch.room : 0;
   if (!handle.has_final_place) {
@@ -185,63 +165,51 @@ void CudaBackend::dispatch(const backend::Call &call,
     copies.num_ranks = rank_->num_ranks();
     launch_copy_rows(copies, rank_->num_sms(), launch.stream);
   }
-  verify_ = [handle_state = dispatch.handle, op = call.op,
-             room = dispatch.room] {
-    if (handle_state->routed != nullptr)
-      handle_state->routed->wait();
-    if (handle_state->rows_until.empty() || handle_state->num_rows() <= room)
-      return;
-    core::throw_capacity(
-        op, "rows of out", static_cast<std::uint64_t>(handle_state->num_rows()),
-        static_cast<std::uint64_t>(room), "The surplus was dropped.");
+  verify_ = [handle_state = dispatch.handle, op = call.op, room = dispatch.room] {
+    if (handle_state->routed != nullptr) handle_state->routed->wait();
+    if (handle_state->rows_until.empty() || handle_state->num_rows() <= room) return;
+    core::throw_capacity(op, "rows of out", static_cast<std::uint64_t>(handle_state->num_rows()),
+                         static_cast<std::uint64_t>(room), "The surplus was dropped.");
   };
 }
 
-void CudaBackend::combine(const backend::Call &call,
-                          const backend::CombineCall &combine) {
+void CudaBackend::combine(const backend::Call& call, const backend::CombineCall& combine) {
   const DeviceGuard guard(rank_->device());
-  DeviceHandle &handle = device_handle(call, *combine.handle);
+  DeviceHandle& handle = device_handle(call, *combine.handle);
   const Rank::Launch launch = rank_->begin(call);
-  const TensorView &x = combine.in.x;
+  const TensorView& x = combine.in.x;
   CombineParams params;
   params.dtype = x.dtype;
   params.hidden = combine.hidden;
   params.x = x.as<const std::byte>();
   params.x_row_stride = row_stride(x);
   params.num_rows = x.shape[0];
-  const std::uint64_t x_bytes =
-      static_cast<std::uint64_t>(x.shape[0]) * row_bytes(x);
+  const std::uint64_t x_bytes = static_cast<std::uint64_t>(x.shape[0]) * row_bytes(x);
   const bool aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0;
-  if (is_dense_rows(x) && aligned && x.shape[0] > 0)
-    params.x_in_window = rank_->offset_of(x.data, x_bytes);
+  if (is_dense_rows(x) && aligned && x.shape[0] > 0) params.x_in_window = rank_->offset_of(x.data, x_bytes);
   const bool gathered = params.x_in_window != Grant::kNone;
-  const TensorView &weights = combine.in.weights;
+  const TensorView& weights = combine.in.weights;
   CopyRowsParams weight_copy;
   if (weights.given()) {
     params.num_weights = static_cast<int>(row_elements(weights));
     params.weights = weights.as<const float>();
-    const std::uint64_t bytes =
-        static_cast<std::uint64_t>(weights.shape[0]) * row_bytes(weights);
-    if (gathered)
-      params.weights_in_window = rank_->offset_of(weights.data, bytes);
+    const std::uint64_t bytes = static_cast<std::uint64_t>(weights.shape[0]) * row_bytes(weights);
+    if (gathered) params.weights_in_window = rank_->offset_of(weights.data, bytes);
     const bool dense = weights.is_dense();
     if (!dense || (gathered && params.weights_in_window == Grant::kNone)) {
       Block block = rank_->allocate(bytes, call.op, "weights");
       // Element by element where they lie apart: a row of one element each.
-      CopyRowsParams::Field &field =
-          weight_copy.field[weight_copy.num_fields++];
+      CopyRowsParams::Field& field = weight_copy.field[weight_copy.num_fields++];
       const bool apart = weights.shape[1] > 1 && weights.strides[1] != 1;
       if (apart) {
-        core::throw_argument(
-            call.op, "in.weights.strides", "elements of a row that lie apart",
-            "the elements of a row without gaps", "Pass a contiguous copy.");
+        core::throw_argument(call.op, "in.weights.strides", "elements of a row that lie apart",
+                             "the elements of a row without gaps", "Pass a contiguous copy.");
       }
-      field = {weights.as<const std::byte>(), block.data(), row_bytes(weights),
-               row_stride(weights), row_bytes(weights)};
+      field = {weights.as<const std::byte>(), block.data(), row_bytes(weights), row_stride(weights),
+               row_bytes(weights)};
       weight_copy.num_rows = weights.shape[0];
-      params.weights = reinterpret_cast<const float *>(block.data());
-      if (gathered)
-        params.weights_in_window = block.offset();
+      params.weights = reinterpret_cast<const float*>(block.data());
+      if (gathered) params.weights_in_window = block.offset();
       rank_->keep_until_done(std::move(block));
     }
     params.out_weights = combine.out.weights.as<float>();
@@ -249,10 +217,8 @@ void CudaBackend::combine(const backend::Call &call,
   params.rows_until = handle.rows_until_data;
   params.source = handle.source_data();
   params.places = handle.places();
-  params.tokens = handle.tokens_data;
   for (std::size_t at = 0; at < combine.in.bias.size(); ++at) {
-    if (!combine.in.bias[at].given())
-      continue;
+    if (!combine.in.bias[at].given()) continue;
     params.bias[at] = combine.in.bias[at].as<const std::byte>();
     params.bias_row_stride[at] = row_stride(combine.in.bias[at]);
   }
@@ -260,28 +226,21 @@ void CudaBackend::combine(const backend::Call &call,
   params.out_row_stride = row_stride(combine.out.x);
 
   params.team = launch.team;
-  if (weight_copy.num_fields > 0)
-    launch_copy_rows(weight_copy, sms(call), launch.stream);
-  const auto slot_rows = static_cast<std::int64_t>(
-      rank_->layout().slot_region_bytes /
-      slot_bytes(params.dtype, params.hidden, params.num_weights));
+  if (weight_copy.num_fields > 0) launch_copy_rows(weight_copy, sms(call), launch.stream);
+  const std::uint64_t bytes_of_slot = slot_bytes(params.dtype, params.hidden, params.num_weights);
+  const auto slot_rows = static_cast<std::int64_t>(slots_of_pair(rank_->layout(), bytes_of_slot));
   // Every rank cuts the op alike: the number of turns follows from the ranks'
   // numbers of tokens alone.
   std::int64_t most_tokens = 0;
-  if (!launch.captured && combine.handle->routed != nullptr)
-    combine.handle->routed->wait();
-  for (const std::int32_t tokens : combine.handle->tokens)
-    most_tokens = std::max<std::int64_t>(most_tokens, tokens);
+  if (!launch.captured && combine.handle->routed != nullptr) combine.handle->routed->wait();
+  for (const std::int32_t tokens : combine.handle->tokens) most_tokens = std::max<std::int64_t>(most_tokens, tokens);
   if (most_tokens <= slot_rows || rank_->num_ranks() == 1) {
     launch_combine(params, sms(call), launch.stream);
     return;
   }
   if (slot_rows == 0) {
-    core::throw_capacity(
-        call.op, "bytes of one slot",
-        slot_bytes(params.dtype, params.hidden, params.num_weights),
-        rank_->layout().slot_region_bytes,
-        "Create the engine with a larger rows_bytes.");
+    core::throw_capacity(call.op, "bytes of one slot", slot_bytes(params.dtype, params.hidden, params.num_weights),
+                         rank_->layout().slot_region_bytes, "Create the engine with a larger rows_bytes.");
   }
   for (std::int64_t first = 0; first < most_tokens; first += slot_rows) {
     params.first_token = first;
@@ -290,4 +249,4 @@ void CudaBackend::combine(const backend::Call &call,
   }
 }
 
-} // namespace anyep::cuda
+}  // namespace anyep::cuda

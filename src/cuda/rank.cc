@@ -22,7 +22,7 @@
 namespace anyep::cuda {
 namespace {
 
-constexpr const char *kCreate = "create";
+constexpr const char* kCreate = "create";
 /// Records of ops in flight: far more than fit a stream's queue before the host
 /// waits (1024 launches).
 constexpr std::uint32_t kRecords = 2048;
@@ -36,7 +36,7 @@ constexpr std::size_t kPages = 256;
 /// SMs meanwhile.
 constexpr std::uint64_t kLeaveNs = 2'000'000'000;
 
-} // namespace
+}  // namespace
 
 // ---- events of ops
 // -------------------------------------------------------------------------------------------------
@@ -44,12 +44,10 @@ constexpr std::uint64_t kLeaveNs = 2'000'000'000;
 /// Done when the stream has passed it; then throws what the op's kernels have
 /// left behind.
 class StreamEvent final : public anyep::Event::State {
-public:
-  StreamEvent(std::shared_ptr<Rank> rank, std::shared_ptr<EventHandle> end,
-              const char *name, std::uint64_t op_limit_ns,
+ public:
+  StreamEvent(std::shared_ptr<Rank> rank, std::shared_ptr<EventHandle> end, const char* name, std::uint64_t op_limit_ns,
               std::function<void()> verify)
-      : rank_(std::move(rank)), end_(std::move(end)), limit_(op_limit_ns),
-        verify_(std::move(verify)) {
+      : rank_(std::move(rank)), end_(std::move(end)), limit_(op_limit_ns), verify_(std::move(verify)) {
     op = name;
   }
 
@@ -62,25 +60,21 @@ public:
       const std::uint64_t now = protocol::now_ns();
       if (looks % 64 == 63) {
         const bool failed = rank_->first_error().has_value();
-        if (failed && failed_at == 0)
-          failed_at = now;
+        if (failed && failed_at == 0) failed_at = now;
         if (failed_at != 0 && now - failed_at > kLeaveNs)
-          rank_->look(op, "in_recv"); // it does not leave: say why all the same
+          rank_->look(op, "in_recv");  // it does not leave: say why all the same
       }
-      if (now - begin > limit)
-        return false;
-      if (now - begin > 200'000)
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
+      if (now - begin > limit) return false;
+      if (now - begin > 200'000) std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
     rank_->look(op, "in_recv");
-    if (verify_)
-      verify_();
+    if (verify_) verify_();
     return true;
   }
 
   void wait() const override {
-    while (!wait_for(limit_)) { // what stands before it on the stream is the
-                                // caller's, and has no limit of ours
+    while (!wait_for(limit_)) {  // what stands before it on the stream is the
+                                 // caller's, and has no limit of ours
     }
   }
 
@@ -92,7 +86,7 @@ public:
     }
   }
 
-private:
+ private:
   std::shared_ptr<Rank> rank_;
   std::shared_ptr<EventHandle> end_;
   std::uint64_t limit_;
@@ -102,7 +96,7 @@ private:
 // ---- blocks
 // --------------------------------------------------------------------------------------------------------
 
-Block &Block::operator=(Block &&other) noexcept {
+Block& Block::operator=(Block&& other) noexcept {
   Block old(std::move(*this));
   rank_ = std::move(other.rank_);
   offset_ = other.offset_;
@@ -111,41 +105,35 @@ Block &Block::operator=(Block &&other) noexcept {
 }
 
 Block::~Block() {
-  if (rank_ != nullptr)
-    rank_->release(offset_);
+  if (rank_ != nullptr) rank_->release(offset_);
 }
 
-std::byte *Block::data() const { return rank_->own(offset_); }
+std::byte* Block::data() const {
+  return rank_->own(offset_);
+}
 
 // ---- life
 // ----------------------------------------------------------------------------------------------------------
 
-std::shared_ptr<Rank> Rank::create(const Budget &budget,
-                                   const Topology &topology,
-                                   const Tuning &tuning, Bootstrap &bootstrap) {
+std::shared_ptr<Rank> Rank::create(const Budget& budget, const Topology& topology, const Tuning& tuning,
+                                   Bootstrap& bootstrap) {
   std::shared_ptr<Rank> rank(new Rank);
   rank->device_ = topology.device;
   rank->layout_ = WindowLayout::make(budget, topology.num_ranks());
   rank->group_ = host::Group::create(
       budget, topology, tuning, bootstrap, host::Group::Payload::kElsewhere,
-      [&](control::Control &control, const host::Group &group,
-          Deadline deadline) {
+      [&](control::Control& control, const host::Group& group, Deadline deadline) {
         std::optional<Error> mine;
         try {
           if (topology.num_ranks() > kMaxRanks) {
-            core::throw_error(
-                ErrorCode::kUnsupported, kCreate,
-                fmt::format(
-                    "{} ranks on GPUs of one host; this version serves 1..{}",
-                    topology.num_ranks(), kMaxRanks));
+            core::throw_error(ErrorCode::kUnsupported, kCreate,
+                              fmt::format("{} ranks on GPUs of one host; this version serves 1..{}",
+                                          topology.num_ranks(), kMaxRanks));
           }
-          if (budget.max_experts >
-              CountsPage::kMaxLocalExperts * topology.num_ranks()) {
+          if (budget.max_experts > CountsPage::kMaxLocalExperts * topology.num_ranks()) {
             core::throw_argument(
-                kCreate, "budget.max_experts",
-                fmt::to_string(budget.max_experts),
-                fmt::format("1..{} on GPUs ({} per rank)",
-                            CountsPage::kMaxLocalExperts * topology.num_ranks(),
+                kCreate, "budget.max_experts", fmt::to_string(budget.max_experts),
+                fmt::format("1..{} on GPUs ({} per rank)", CountsPage::kMaxLocalExperts * topology.num_ranks(),
                             CountsPage::kMaxLocalExperts));
           }
           const DeviceGuard guard(rank->device_);
@@ -154,13 +142,12 @@ std::shared_ptr<Rank> Rank::create(const Budget &budget,
           rank->host_memory_ = group.own_memory();
           rank->host_window_ = PinnedRange::of(group.own_window());
           load_kernels();
-        } catch (const Error &error) {
+        } catch (const Error& error) {
           mine = error;
         }
         control.vote(mine ? &*mine : nullptr, kCreate, deadline);
         rank->count_ranks_on_gpu(control, deadline);
-        rank->windows_ = Windows::share(rank->layout_, rank->device_,
-                                        group.rank(), control, deadline);
+        rank->windows_ = Windows::share(rank->layout_, rank->device_, group.rank(), control, deadline);
       });
   const WindowLayout& layout = rank->layout_;
   rank->window_end_ = rank->windows_->bytes();
@@ -170,23 +157,19 @@ std::shared_ptr<Rank> Rank::create(const Budget &budget,
   return rank;
 }
 
-void Rank::count_ranks_on_gpu(control::Control &control, Deadline deadline) {
+void Rank::count_ranks_on_gpu(control::Control& control, Deadline deadline) {
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device_),
-        "cudaGetDeviceProperties");
+  check(cudaGetDeviceProperties(&properties, device_), "cudaGetDeviceProperties");
   std::vector<cudaUUID_t> all(static_cast<std::size_t>(layout_.num_ranks));
-  control.all_gather(std::as_bytes(std::span(&properties.uuid, 1)),
-                     std::as_writable_bytes(std::span(all)), deadline);
-  ranks_on_gpu_ = static_cast<int>(
-      std::count_if(all.begin(), all.end(), [&](const cudaUUID_t &one) {
-        return std::memcmp(&one, &properties.uuid, sizeof(one)) == 0;
-      }));
+  control.all_gather(std::as_bytes(std::span(&properties.uuid, 1)), std::as_writable_bytes(std::span(all)), deadline);
+  ranks_on_gpu_ = static_cast<int>(std::count_if(all.begin(), all.end(), [&](const cudaUUID_t& one) {
+    return std::memcmp(&one, &properties.uuid, sizeof(one)) == 0;
+  }));
 }
 
 void Rank::fill_team() {
   const DeviceGuard guard(device_);
-  for (int rank = 0; rank < num_ranks(); ++rank)
-    team_.window[rank] = windows_->base(rank);
+  for (int rank = 0; rank < num_ranks(); ++rank) team_.window[rank] = windows_->base(rank);
   team_.layout = layout_;
   team_.rank = rank();
   team_.num_ranks = num_ranks();
@@ -194,83 +177,63 @@ void Rank::fill_team() {
   team_.state = state_;
   team_.abort = failure_words_.on_device(group_->abort_word());
   team_.gone = failure_words_.on_device(group_->gone());
-  if (group_->budget().masks)
-    team_.masked = failure_words_.on_device(group_->masked());
-  team_.announced = host_window_.on_device(
-      &group_->word(rank(), group_->layout().announced, 0));
+  if (group_->budget().masks) team_.masked = failure_words_.on_device(group_->masked());
+  team_.announced = host_window_.on_device(&group_->word(rank(), group_->layout().announced, 0));
   team_.announced_stride = core::kWordBytes / sizeof(std::uint64_t);
 }
 
 void Rank::take_device_memory() {
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device_),
-        "cudaGetDeviceProperties");
+  check(cudaGetDeviceProperties(&properties, device_), "cudaGetDeviceProperties");
   num_sms_ = properties.multiProcessorCount;
-  void *memory = nullptr;
+  void* memory = nullptr;
   check(cudaMalloc(&memory, sizeof(State)), "cudaMalloc");
-  state_ = static_cast<State *>(memory);
+  state_ = static_cast<State*>(memory);
   State fresh{};
-  for (std::uint32_t &turn : fresh.turn)
-    turn = protocol::kFirstEpoch;
-  check(cudaMemcpy(state_, &fresh, sizeof(fresh), cudaMemcpyHostToDevice),
-        "cudaMemcpy");
-  const std::uint64_t partial =
-      static_cast<std::uint64_t>(num_sms_) *
-      (layout_.count_width * static_cast<std::uint64_t>(layout_.num_ranks) +
-       kMaxRanks);
+  for (std::uint32_t& turn : fresh.turn) turn = protocol::kFirstEpoch;
+  check(cudaMemcpy(state_, &fresh, sizeof(fresh), cudaMemcpyHostToDevice), "cudaMemcpy");
+  const std::uint64_t partial = static_cast<std::uint64_t>(num_sms_) *
+                                (layout_.count_width * static_cast<std::uint64_t>(layout_.num_ranks) + kMaxRanks);
   check(cudaMalloc(&memory, partial * sizeof(std::int32_t)), "cudaMalloc");
-  partial_ = static_cast<std::int32_t *>(memory);
+  partial_ = static_cast<std::int32_t*>(memory);
 
   check(cudaMalloc(&memory, sizeof(low_latency::Progress)), "cudaMalloc");
-  progress_ = static_cast<low_latency::Progress *>(memory);
+  progress_ = static_cast<low_latency::Progress*>(memory);
   check(cudaMemset(progress_, 0, sizeof(low_latency::Progress)), "cudaMemset");
-  low_latency_layout_ =
-      low_latency::Layout::make(layout_.low_latency_bytes, layout_.num_ranks);
+  low_latency_layout_ = low_latency::Layout::make(layout_.low_latency_bytes, layout_.num_ranks);
 
-  const std::uint64_t records =
-      (kRecords + kCapturedRecords) * sizeof(protocol::FaultRecord);
+  const std::uint64_t records = (kRecords + kCapturedRecords) * sizeof(protocol::FaultRecord);
   core::Cursor at(64);
   const std::uint64_t records_at = at.take(records);
-  const std::uint64_t pages_at =
-      at.take(kPages * core::round_up(sizeof(CountsPage), 64));
+  const std::uint64_t pages_at = at.take(kPages * core::round_up(sizeof(CountsPage), 64));
   pinned_ = PinnedPages(at.bytes());
-  records_ =
-      reinterpret_cast<protocol::FaultRecord *>(pinned_.data() + records_at);
+  records_ = reinterpret_cast<protocol::FaultRecord*>(pinned_.data() + records_at);
   for (std::size_t page = 0; page < kPages; ++page) {
-    free_pages_.push_back(reinterpret_cast<CountsPage *>(
-        pinned_.data() + pages_at +
-        page * core::round_up(sizeof(CountsPage), 64)));
+    free_pages_.push_back(
+        reinterpret_cast<CountsPage*>(pinned_.data() + pages_at + page * core::round_up(sizeof(CountsPage), 64)));
   }
 }
 
 Rank::~Rank() {
   const DeviceGuard guard(device_);
   group_->stop();
-  if (state_ != nullptr)
-    (void)cudaFree(state_);
-  if (partial_ != nullptr)
-    (void)cudaFree(partial_);
-  if (progress_ != nullptr)
-    (void)cudaFree(progress_);
-  if (combine_buffer_ != nullptr)
-    (void)cudaFree(combine_buffer_);
+  if (state_ != nullptr) (void)cudaFree(state_);
+  if (partial_ != nullptr) (void)cudaFree(partial_);
+  if (progress_ != nullptr) (void)cudaFree(progress_);
+  if (combine_buffer_ != nullptr) (void)cudaFree(combine_buffer_);
 }
 
-std::byte *Rank::combine_buffer(std::uint64_t bytes) {
+std::byte* Rank::combine_buffer(std::uint64_t bytes) {
   const std::lock_guard lock(mutex_);
   if (combine_buffer_ == nullptr) {
     const DeviceGuard guard(device_);
-    void *memory = nullptr;
-    check(cudaMalloc(&memory,
-                     std::max<std::uint64_t>(bytes, layout_.low_latency_bytes)),
-          "cudaMalloc");
-    combine_buffer_ = static_cast<std::byte *>(memory);
-    combine_buffer_bytes_ =
-        std::max<std::uint64_t>(bytes, layout_.low_latency_bytes);
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, std::max<std::uint64_t>(bytes, layout_.low_latency_bytes)), "cudaMalloc");
+    combine_buffer_ = static_cast<std::byte*>(memory);
+    combine_buffer_bytes_ = std::max<std::uint64_t>(bytes, layout_.low_latency_bytes);
   }
   if (bytes > combine_buffer_bytes_) {
-    core::throw_capacity("combine_buffer", "the zero-copy buffer", bytes,
-                         combine_buffer_bytes_,
+    core::throw_capacity("combine_buffer", "the zero-copy buffer", bytes, combine_buffer_bytes_,
                          "Ask for the largest shape first: its address stays "
                          "for the engine's life.");
   }
@@ -287,11 +250,9 @@ Block Rank::allocate(std::uint64_t bytes, const char* op, const char* what, Stor
   const std::uint64_t least_growth = store == Store::kRows ? heap.statistics().bytes / 4 : kHandleBytes;
   const std::optional<std::uint64_t> offset = find_room(heap, wanted, least_growth);
   if (!offset) {
-    core::throw_capacity(op,
-                         fmt::format("bytes of the window for {}{}", what,
-                                     capturing_ ? ", in a capture, where it cannot grow" : ""),
-                         wanted, heap.largest_free(),
-                         "Release rows and handles, or create the engine with a larger budget.rows_bytes.");
+    core::throw_capacity(
+        op, fmt::format("bytes of the window for {}{}", what, capturing_ ? ", in a capture, where it cannot grow" : ""),
+        wanted, heap.largest_free(), "Release rows and handles, or create the engine with a larger budget.rows_bytes.");
   }
   return Block(shared_from_this(), *offset, wanted);
 }
@@ -324,29 +285,25 @@ void Rank::release(std::uint64_t offset) noexcept {
   handles_->release(offset, last_);  // whose it is not ignores it
 }
 
-std::uint64_t Rank::offset_of(const void *data, std::uint64_t bytes) const {
-  const auto *const at = static_cast<const std::byte *>(data);
-  const std::byte *const heap = windows_->base(rank()) + layout_.heap;
-  if (at < heap || at + bytes > windows_->base(rank()) + window_end_)
-    return Grant::kNone;
+std::uint64_t Rank::offset_of(const void* data, std::uint64_t bytes) const {
+  const auto* const at = static_cast<const std::byte*>(data);
+  const std::byte* const heap = windows_->base(rank()) + layout_.heap;
+  if (at < heap || at + bytes > windows_->base(rank()) + window_end_) return Grant::kNone;
   return static_cast<std::uint64_t>(at - windows_->base(rank()));
 }
 
 PagePointer Rank::take_page() {
   const std::lock_guard lock(mutex_);
   if (free_pages_.empty()) {
-    core::throw_error(
-        ErrorCode::kResource, "route",
-        fmt::format(
-            "{} handles are alive; each holds a page of counts. Drop handles",
-            kPages));
+    core::throw_error(ErrorCode::kResource, "route",
+                      fmt::format("{} handles are alive; each holds a page of counts. Drop handles", kPages));
   }
-  CountsPage *const page = free_pages_.back();
+  CountsPage* const page = free_pages_.back();
   free_pages_.pop_back();
   *page = CountsPage{};
   // A page goes back behind the op that writes it: kernels of a dropped handle
   // may still be on their way.
-  return PagePointer(page, [rank = shared_from_this()](CountsPage *used) {
+  return PagePointer(page, [rank = shared_from_this()](CountsPage* used) {
     const std::lock_guard back(rank->mutex_);
     rank->free_pages_.insert(rank->free_pages_.begin(), used);
   });
@@ -355,12 +312,12 @@ PagePointer Rank::take_page() {
 // ---- ops
 // -----------------------------------------------------------------------------------------------------------
 
-protocol::FaultRecord *Rank::next_record(bool captured) {
+protocol::FaultRecord* Rank::next_record(bool captured) {
   if (captured) {
     const std::uint32_t at = std::min(next_captured_++, kCapturedRecords - 1);
     return records_ + kRecords + at;
   }
-  while (in_flight_.size() >= kRecords) { // the oldest op gives its record back
+  while (in_flight_.size() >= kRecords) {  // the oldest op gives its record back
     examine(in_flight_.front());
     if (in_flight_.front().done->done()) {
       in_flight_.pop_front();
@@ -368,37 +325,32 @@ protocol::FaultRecord *Rank::next_record(bool captured) {
       std::this_thread::yield();
     }
   }
-  protocol::FaultRecord *const record = records_ + next_record_++ % kRecords;
+  protocol::FaultRecord* const record = records_ + next_record_++ % kRecords;
   *record = {};
   return record;
 }
 
-Rank::Launch Rank::begin(const backend::Call &call, Half half) {
+Rank::Launch Rank::begin(const backend::Call& call, Half half) {
   const std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   Launch launch;
   launch.stream = static_cast<cudaStream_t>(call.stream.native);
   launch.captured = is_capturing(launch.stream);
   look(call.op, "before_send");
-  host::OpRun run(*group_, call,
-                  half == Half::kFirst ? host::OpRun::Start::kAnnounce
-                                       : host::OpRun::Start::kResume);
+  host::OpRun run(*group_, call, half == Half::kFirst ? host::OpRun::Start::kAnnounce : host::OpRun::Start::kResume);
   run.at(host::kBeforeSend);
   if (!launch.captured) {
-    if (!in_flight_.empty() && in_flight_.back().done == nullptr)
-      in_flight_.pop_back(); // never got to its stream
-    while (!in_flight_.empty() && in_flight_.front().done->done())
-      in_flight_.pop_front();
-    if (last_ != nullptr && last_stream_ != launch.stream)
-      last_->make_wait(launch.stream);
+    if (!in_flight_.empty() && in_flight_.back().done == nullptr) in_flight_.pop_back();  // never got to its stream
+    while (!in_flight_.empty() && in_flight_.front().done->done()) in_flight_.pop_front();
+    if (last_ != nullptr && last_stream_ != launch.stream) last_->make_wait(launch.stream);
   }
   capturing_ = launch.captured;
-  Team &team = launch.team;
+  Team& team = launch.team;
   team = team_;
   team.code = run.code;
   team.record = next_record(launch.captured);
   if (launch.captured) {
-    team.announced = nullptr; // a replayed graph announces nothing
+    team.announced = nullptr;  // a replayed graph announces nothing
   } else {
     team.announcement = run.waiter.announcement;
   }
@@ -412,8 +364,7 @@ Rank::Launch Rank::begin(const backend::Call &call, Half half) {
   return launch;
 }
 
-std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call &call,
-                                               std::function<void()> verify) {
+std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call& call, std::function<void()> verify) {
   const std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   const auto stream = static_cast<cudaStream_t>(call.stream.native);
@@ -424,40 +375,32 @@ std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call &call,
     last_stream_ = stream;
   }
   temporary_.clear();
-  return std::make_shared<StreamEvent>(shared_from_this(), done, call.op,
-                                       call.limit_ns, std::move(verify));
+  return std::make_shared<StreamEvent>(shared_from_this(), done, call.op, call.limit_ns, std::move(verify));
 }
 
-void Rank::examine(InFlight &op) {
-  if (protocol::Shared(op.record->ready).load(protocol::kAcquire) == 0)
-    return; // pattern Q
-  if (group_->failed())
-    return;
+void Rank::examine(InFlight& op) {
+  if (protocol::Shared(op.record->ready).load(protocol::kAcquire) == 0) return;  // pattern Q
+  if (group_->failed()) return;
   try {
     host::OpRun run(*group_, op.call, host::OpRun::Start::kResume);
     run.fail_with(*op.record);
-  } catch (const Error &) {
+  } catch (const Error&) {
     // The group has it as its first error now.
   }
 }
 
 std::optional<Error> Rank::first_error() {
   const std::lock_guard lock(mutex_);
-  for (InFlight &op : in_flight_)
-    examine(op);
-  for (InFlight &op : captured_)
-    examine(op);
+  for (InFlight& op : in_flight_) examine(op);
+  for (InFlight& op : captured_) examine(op);
   return group_->first_error();
 }
 
-void Rank::look(const char *op, const char *phase) {
+void Rank::look(const char* op, const char* phase) {
   const std::optional<Error> first = first_error();
-  if (!first)
-    return;
-  if (!first->op.empty())
-    throw Error(*first);
-  Error error = core::reworded(
-      *first, fmt::format("{} (phase {}): {}", op, phase, first->what()));
+  if (!first) return;
+  if (!first->op.empty()) throw Error(*first);
+  Error error = core::reworded(*first, fmt::format("{} (phase {}): {}", op, phase, first->what()));
   error.op = op;
   error.phase = phase;
   throw error;
@@ -466,8 +409,7 @@ void Rank::look(const char *op, const char *phase) {
 bool Rank::drain(std::uint64_t limit_ns) noexcept {
   const std::uint64_t begin = protocol::now_ns();
   while (last_ != nullptr && !last_->done()) {
-    if (protocol::now_ns() - begin > limit_ns)
-      return false;
+    if (protocol::now_ns() - begin > limit_ns) return false;
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
   return true;
@@ -476,12 +418,10 @@ bool Rank::drain(std::uint64_t limit_ns) noexcept {
 std::vector<int> Rank::close() {
   const auto limit = core::scaled(group_->tuning().timeout, group_->tuning());
   if (!drain(static_cast<std::uint64_t>(limit.count()))) {
-    group_->fail(
-        Error(ErrorCode::kTimeout,
-              "close: an operation was still on its stream at the limit"));
+    group_->fail(Error(ErrorCode::kTimeout, "close: an operation was still on its stream at the limit"));
     (void)drain(kLeaveNs);
   }
   return group_->close();
 }
 
-} // namespace anyep::cuda
+}  // namespace anyep::cuda

@@ -136,7 +136,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   WindowLayout layout_;
   std::shared_ptr<Windows> windows_;
   std::unique_ptr<Heap> heap_, handles_;
-  PinnedPages pinned_;  ///< records, then pages of counts
+  PinnedPages pinned_;                             ///< records, then pages of counts
   std::shared_ptr<host::RankMemory> host_memory_;  ///< stays mapped as long as it is registered
   PinnedRange failure_words_, host_window_;
   Team team_;  ///< what is the same in every op
