@@ -67,7 +67,7 @@ struct WindowLayout {
   std::uint64_t low_latency = 0, low_latency_bytes = 0;  ///< cut by low_latency_layout.h
   std::uint64_t slots = 0;                               ///< [kSlotRegions][ranks][slot_region_bytes]
   std::uint64_t slot_region_bytes = 0;
-  std::uint64_t heap = 0, heap_bytes = 0;  ///< heap_bytes: backed from the start; the heap may grow behind it
+  std::uint64_t heap = 0, heap_bytes = 0;        ///< heap_bytes: backed from the start; the heap may grow behind it
   std::uint64_t handles = 0, handles_bytes = 0;  ///< arrays of handles: a caller who clears his payload keeps them
   std::uint64_t bytes = 0;
 

@@ -30,11 +30,11 @@ ANYEP_HD inline void put_count(std::uint64_t& word, std::uint32_t epoch, std::ui
 [[nodiscard]] ANYEP_HD inline Ended get_count(const Waiter& w, const Who& who, std::uint64_t& word, std::uint32_t epoch,
                                               std::uint32_t& value) {
   value = 0;
-  return wait_until(w, who, word, make_count(epoch, 0), [epoch, &value](std::uint64_t seen) {
-    if (count_epoch(seen) != epoch) return false;
+  const auto there = [epoch, &value](std::uint64_t seen) {
     value = count_value(seen);
-    return true;
-  });
+    return count_epoch(seen) == epoch;
+  };
+  return wait_until(w, who, word, make_count(epoch, 0), there, kRelaxed);
 }
 
 }  // namespace anyep::protocol

@@ -61,17 +61,18 @@ ANYEP_HD inline Ended look_around(const Waiter& w, const Who& who) {
   return now_ns() - w.start_ns > w.limit_ns ? Ended::kTimeout : Ended::kReached;
 }
 
-/// Polls until `there(load(order))` holds for the word. `there` is asked with a relaxed value; one acquire ends the
-/// wait.
+/// Polls until `there` holds for the word. `there` is asked with relaxed values; one acquire ends the wait, unless `order`
+/// is kRelaxed: then nothing lies behind the word (pattern G).
 template <class There>
-ANYEP_HD Ended wait_until(const Waiter& w, const Who& who, std::uint64_t& word, std::uint64_t expected, There&& there) {
-  if (there(Shared(word).load(kAcquire))) return Ended::kReached;
+ANYEP_HD Ended wait_until(const Waiter& w, const Who& who, std::uint64_t& word, std::uint64_t expected, There&& there,
+                          Order order = kAcquire) {
+  if (there(Shared(word).load(order))) return Ended::kReached;
   const std::uint64_t from_ns = w.waited_ns != nullptr ? now_ns() : 0;
   Ended ended = Ended::kReached;
   for (unsigned polls = 1;; ++polls) {
     const std::uint64_t seen = Shared(word).load(kRelaxed);
     if (there(seen)) {
-      (void)Shared(word).load(kAcquire);  // pattern B': one acquire at the end; litmus mp-poll-acquire
+      if (order != kRelaxed) (void)Shared(word).load(kAcquire);  // pattern B', litmus mp-poll-acquire
       break;
     }
 #if defined(__CUDA_ARCH__)
@@ -82,7 +83,7 @@ ANYEP_HD Ended wait_until(const Waiter& w, const Who& who, std::uint64_t& word, 
     if (ended == Ended::kMasked) break;
     if (ended != Ended::kReached) {
       // A peer may publish and then leave: what has landed counts.
-      if (ended != Ended::kAborted && there(Shared(word).load(kAcquire))) {
+      if (ended != Ended::kAborted && there(Shared(word).load(order))) {
         ended = Ended::kReached;
         break;
       }

@@ -18,12 +18,24 @@ namespace {
 constexpr int kRanks = 2, kTokens = 4096, kHidden = 7168, kTopK = 8, kExperts = 256, kScales = 56;
 constexpr int kBatch = 10, kWarm = 3;
 
-enum class Op { kBf16Cached, kBf16Fresh, kBf16Behind, kFp8Cached, kFp8Fresh, kFp8Behind, kPush, kGather, kNotify };
+enum class Op {
+  kBf16Cached,
+  kBf16Ids,
+  kBf16Fresh,
+  kBf16Behind,
+  kFp8Cached,
+  kFp8Fresh,
+  kFp8Behind,
+  kPush,
+  kGather,
+  kNotify
+};
 struct Kind {
   const char* name;
   Op op;
 };
 constexpr Kind kKinds[] = {{"dispatch BF16, cached", Op::kBf16Cached},
+                           {"dispatch BF16, cached, with ids", Op::kBf16Ids},
                            {"dispatch BF16, fresh, host waits", Op::kBf16Fresh},
                            {"dispatch BF16, fresh, back to back", Op::kBf16Behind},
                            {"dispatch FP8 + scales, cached", Op::kFp8Cached},
@@ -173,7 +185,7 @@ class Bench {
       launch_notify(r, num_sms, page);
       if (waits && !wait_for_page(rank(r), page)) return false;
     }
-    if (op != Op::kNotify) launch_rows(r, num_sms, fp8, fresh, !waits && fresh, page);
+    if (op != Op::kNotify) launch_rows(r, num_sms, fp8, fresh || op == Op::kBf16Ids, !waits && fresh);
     if (fresh && !waits) return wait_for_page(rank(r), page);
     return true;
   }
@@ -202,7 +214,7 @@ class Bench {
     cuda::launch_notify(p, rank(r).stream);
   }
 
-  void launch_rows(int r, int num_sms, bool fp8, bool fresh, bool behind, const cuda::CountsPage& page) {
+  void launch_rows(int r, int num_sms, bool fp8, bool fresh, bool behind) {
     Buffers& b = buffers_[static_cast<std::size_t>(r)];
     cuda::DispatchParams p;
     p.team = world_.team(r, protocol::make_code(2, fp8 ? 2 : 1));
@@ -225,7 +237,6 @@ class Bench {
       p.grant.source = offset(b.source);
       p.final_place = b.final_place;
       p.mark_rest_until = behind ? kRanks * kTokens : 0;
-      if (!behind) p.grant.room = static_cast<std::uint64_t>(page.rows_until[kRanks - 1]);
     }
     p.num_experts = kExperts;
     p.rows_until = b.rows_until;

@@ -13,24 +13,33 @@
 
 namespace anyep::cuda {
 
-/// One op as a block sees it; in shared memory, where it costs no registers.
+/// One op as its blocks see it.
 struct Turn {
-  std::uint32_t number;    ///< of the op's sequence
-  std::uint64_t mark;      ///< of its words
-  std::uint64_t start_ns;  ///< the block's start: limits count from here
+  std::uint32_t number;            ///< of the op's sequence
+  std::uint64_t mark;              ///< of its words
+  mutable std::uint64_t start_ns;  ///< limits count from here; 0: from the first wait that does not end at once
+  bool left;                       ///< an earlier op of this rank has failed: leave at once
 };
 
-/// All threads of the block, at the start; a barrier. False: a thread of this rank has failed, leave at once.
-/// Advances nothing: end_turn() does.
+__device__ inline void read_turn(const Team& team, Sequence sequence, Turn& turn) {
+  turn.number = protocol::next_epoch(team.state->turn[sequence]);
+  turn.mark = protocol::make_mark(team.generation, turn.number, team.code);
+  turn.left = protocol::Shared(team.state->left).load(protocol::kRelaxed) != 0;
+}
+
+/// All threads of the block, each its own Turn; a barrier. False: leave at once. Advances nothing: end_turn() does.
 [[nodiscard]] __device__ inline bool begin_turn(const Team& team, Sequence sequence, Turn& turn) {
-  bool left = false;
-  if (threadIdx.x == 0) {
-    turn.number = protocol::next_epoch(team.state->turn[sequence]);
-    turn.mark = protocol::make_mark(team.generation, turn.number, team.code);
-    turn.start_ns = protocol::now_ns();
-    left = protocol::Shared(team.state->left).load(protocol::kRelaxed) != 0;
-  }
-  return __syncthreads_or(left ? 1 : 0) == 0;
+  read_turn(team, sequence, turn);
+  turn.start_ns = protocol::now_ns();
+  return __syncthreads_or(threadIdx.x == 0 && turn.left ? 1 : 0) == 0;
+}
+
+/// All threads of the block, for a Turn in shared memory, where it costs no registers: the last thread fills it. A barrier
+/// must follow before anybody looks; then, if `left`, leave at once.
+__device__ inline void open_turn(const Team& team, Sequence sequence, Turn& turn) {
+  if (threadIdx.x != blockDim.x - 1) return;
+  turn.start_ns = 0;  // the clock is slow to read, and most ops wait for nothing
+  read_turn(team, sequence, turn);
 }
 
 /// The word of the pair (holder, index) in `holder`'s window.
@@ -53,10 +62,18 @@ __device__ inline protocol::Waiter make_waiter(const Team& team, std::uint64_t s
   return waiter;
 }
 
+/// When the op started to wait. `turn` in shared memory, or with a start.
+static __device__ __noinline__ std::uint64_t start_of(const Turn& turn) {
+  if (turn.start_ns != 0) return turn.start_ns;
+  const unsigned long long now = protocol::now_ns();
+  const unsigned long long before = atomicCAS(reinterpret_cast<unsigned long long*>(&turn.start_ns), 0ull, now);
+  return before != 0 ? before : now;
+}
+
 /// Out of line: what a wait looks at must not take registers from the loops around it.
-static __device__ __noinline__ bool wait_in_turn(const Team& team, const protocol::Who who, std::uint64_t start_ns,
+static __device__ __noinline__ bool wait_in_turn(const Team& team, const protocol::Who who, const Turn& turn,
                                                  std::uint64_t* word, std::uint64_t mark) {
-  return protocol::wait(make_waiter(team, start_ns), who, *word, mark) == protocol::Ended::kReached;
+  return protocol::wait(make_waiter(team, start_of(turn)), who, *word, mark) == protocol::Ended::kReached;
 }
 
 /// One thread waits until a peer's word has reached `mark`. False: leave, a record tells why.
@@ -64,7 +81,7 @@ static __device__ __noinline__ bool wait_in_turn(const Team& team, const protoco
                                                     std::uint64_t& word, std::uint64_t mark) {
   const std::uint64_t seen = protocol::Shared(word).load(protocol::kAcquire);  // mostly there: one acquire (pattern B)
   if (protocol::reached(seen, mark) && !protocol::contradicts(seen, mark)) return true;
-  return wait_in_turn(team, {peer, phase}, turn.start_ns, &word, mark);
+  return wait_in_turn(team, {peer, phase}, turn, &word, mark);
 }
 
 /// One thread says that `mark` holds. What its block did before is covered when a barrier of all that did it came before
@@ -74,9 +91,9 @@ __device__ __forceinline__ void publish(std::uint64_t& word, std::uint64_t mark)
 }
 
 /// Leaves a record about a value that no correct peer, or no correct call, can have given. Always false.
-static __device__ __noinline__ bool give_up_on(const Team& team, const protocol::Who who, std::uint64_t start_ns,
+static __device__ __noinline__ bool give_up_on(const Team& team, const protocol::Who who, const Turn& turn,
                                                std::uint64_t most, std::uint64_t seen) {
-  protocol::give_up(make_waiter(team, start_ns), who, most, seen, protocol::Ended::kTooMany);
+  protocol::give_up(make_waiter(team, start_of(turn)), who, most, seen, protocol::Ended::kTooMany);
   return false;
 }
 
@@ -109,21 +126,21 @@ __device__ __forceinline__ std::uint32_t draw_ticket(const Team& team, int pile,
 /// no more.
 class Tickets {
  public:
-  /// The first draw takes `count` numbers, since nothing hides its latency.
-  __device__ Tickets(const Team& team, int pile, std::uint32_t count = 1) : team_(team), pile_(pile) { draw(count); }
+  __device__ Tickets(const Team& team, int pile) : team_(team), pile_(pile) {}
+
+  /// The first draw. `count` numbers at once, since nothing hides its latency: next() gives the first of them.
+  __device__ void start(std::uint32_t count) {
+    if (threadIdx.x % 32 == 0) drawn_ = draw_ticket(team_, pile_, count);
+  }
 
   /// All lanes.
   __device__ std::uint32_t next() {
     const std::uint32_t ticket = __shfl_sync(0xFFFF'FFFFu, drawn_, 0);
-    draw(1);
+    start(1);
     return ticket;
   }
 
  private:
-  __device__ void draw(std::uint32_t count) {
-    if (threadIdx.x % 32 == 0) drawn_ = draw_ticket(team_, pile_, count);
-  }
-
   const Team& team_;
   const int pile_;
   std::uint32_t drawn_ = 0;

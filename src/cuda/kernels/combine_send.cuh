@@ -24,6 +24,7 @@ class Chunks {
     for (int home = 0; home < p.team.num_ranks; ++home) {
       if (home != p.team.rank) most = max(most, rows.end[home] - rows.first[home]);
     }
+    tickets_.start(1);
     end_ = (static_cast<std::uint32_t>(most) + kRowsPerChunk - 1) / kRowsPerChunk * peers_;
   }
 

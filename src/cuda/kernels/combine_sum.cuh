@@ -14,7 +14,8 @@ template <class Type, class Access>
 __device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, const Access& access) {
   const CombineParams& p = a.params;
   RowsOfRanks rows(a, turn);
-  Tickets tickets(p.team, kPileTokens, 2);
+  Tickets tickets(p.team, kPileTokens);
+  tickets.start(2);
   if (!rows.meet()) return false;
   std::uint32_t now = tickets.next(), next = now + 1;
   std::int32_t row = rows.place(now);
@@ -43,7 +44,8 @@ class BulkSums {
   /// False: a wait has failed. Nothing is in flight afterwards.
   __device__ bool run() {
     if (lane_index() == 0) mbarrier::init(loaded_, kSumStages);
-    Tickets tickets(p_.team, kPileTokens, 3);
+    Tickets tickets(p_.team, kPileTokens);
+    tickets.start(3);
     if (!rows_.meet()) return false;  // also: the barriers are there
     const std::uint32_t items = rows_.num_tokens() * a_.plan.pieces;
     std::uint32_t now = tickets.next(), next = now + 1, after = now + 2;
@@ -153,6 +155,7 @@ class WeightSums {
 
   __device__ bool run() {
     Tickets tickets(p_.team, kPileWeights);
+    tickets.start(1);
     if (!rows_.meet()) return false;
     const std::uint32_t chunks = (rows_.num_tokens() + kLanes - 1) / kLanes;
     for (std::uint32_t chunk = tickets.next(); chunk < chunks; chunk = tickets.next()) {

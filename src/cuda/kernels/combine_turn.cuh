@@ -69,12 +69,12 @@ __device__ inline void find_rows(const CombineParams& p, int home, TurnRows& row
                                                 const TurnRows& rows) {
   const CombineParams& p = a.params;
   if (rows.end[home] > p.num_rows) {
-    return give_up_on(p.team, {p.team.rank, kWaitBeforeSend}, turn.start_ns, static_cast<std::uint64_t>(p.num_rows),
+    return give_up_on(p.team, {p.team.rank, kWaitBeforeSend}, turn, static_cast<std::uint64_t>(p.num_rows),
                       static_cast<std::uint64_t>(rows.end[home]));
   }
   const auto count = static_cast<std::uint64_t>(rows.end[home] - rows.first[home]);
   if (home == p.team.rank || p.x_in_window != Grant::kNone || count <= a.plan.slots) return true;
-  return give_up_on(p.team, {home, kWaitBeforeSend}, turn.start_ns, a.plan.slots, count);
+  return give_up_on(p.team, {home, kWaitBeforeSend}, turn, a.plan.slots, count);
 }
 
 __device__ inline std::uint64_t read_mark(const Team& team, std::uint32_t turn) {
@@ -155,8 +155,7 @@ class RowsOfRanks {
   /// The same for another rank's row in slots (`rank`, `first`: of that rank).
   [[nodiscard]] __device__ bool arrive_in_slot(int rank, std::int32_t index) const {
     if (static_cast<std::uint64_t>(index) >= a_.plan.slots) {
-      return give_up_on(p_.team, {rank, kWaitInReceive}, turn_.start_ns, a_.plan.slots,
-                        static_cast<std::uint64_t>(index));
+      return give_up_on(p_.team, {rank, kWaitInReceive}, turn_, a_.plan.slots, static_cast<std::uint64_t>(index));
     }
     const std::uint64_t at =
         p_.team.layout.chunk_word(rank, turn_.number, static_cast<std::uint32_t>(index) / kRowsPerChunk);

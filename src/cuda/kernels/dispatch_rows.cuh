@@ -70,7 +70,13 @@ struct RowUnit {
 class BulkRows {
  public:
   __device__ BulkRows(const DispatchLaunch& a, const Turn& turn, std::byte* stages, std::uint64_t* loaded)
-      : a_(a), p_(a.params), turn_(turn), stages_(stages), loaded_(loaded) {
+      : a_(a),
+        p_(a.params),
+        turn_(turn),
+        stages_(stages),
+        loaded_(loaded),
+        units_(RowUnit::count(a)),
+        tickets_(a.params.team, kPileRows) {
     const int n = p_.team.num_ranks;
     row_ = static_cast<std::uint32_t>(lane_index() / n);
     // Senders, and the warps of one, start with different receivers.
@@ -78,31 +84,36 @@ class BulkRows {
     own_ = receiver_ == p_.team.rank;
   }
 
-  /// False: a wait has failed. Nothing is in flight afterwards.
-  __device__ bool run() {
-    const std::uint32_t units = RowUnit::count(a_);
-    Tickets tickets(p_.team, kPileRows, 2);
+  /// What needs no turn: the first row is on its way.
+  __device__ void start() {
+    tickets_.start(2);
     if (lane_index() == 0) mbarrier::init(loaded_, kRowStages);
     __syncwarp();  // the barriers are there
-    std::uint32_t now = tickets.next(), next = now + 1;
-    if (now < units) load(now, 0);
-    std::int32_t place = place_in(now, units);
+    now_ = tickets_.next();
+    if (now_ < units_) load(now_, 0);
+    place_ = place_in(now_);
+  }
+
+  /// False: a wait has failed. Nothing is in flight afterwards.
+  __device__ bool run() {
+    std::uint32_t now = now_, next = now + 1;
+    std::int32_t place = place_;
     bool granted = p_.team.num_ranks == 1, ok = true;
     if (granted) take_grant();
-    for (std::uint32_t turn = 0; now < units; ++turn) {
-      const std::int32_t next_place = place_in(next, units);
+    for (std::uint32_t turn = 0; now < units_; ++turn) {
+      const std::int32_t next_place = place_in(next);
       bulk::wait_source_reusable();  // of the other stage; no flag follows
       __syncwarp();                  // every lane has waited before lane 0 loads
-      if (next < units) load(next, turn + 1);
+      if (next < units_) load(next, turn + 1);
       mbarrier::wait(loaded_[turn % kRowStages], turn / kRowStages % 2);
       if (!granted) {
         if (own_) take_grant();
         store(now, turn, own_ ? place : -1);  // hides a part of the wait
-        ok = __all_sync(kAllLanes, row_ != 0 || reach_credit(p_, turn_, receiver_));
+        ok = __all_sync(kAllLanes, !turn_.left && (row_ != 0 || reach_credit(p_, turn_, receiver_)));
         __syncwarp();  // pattern F: one lane has acquired, others read the grant and store
         if (!ok) {
           bulk::commit();
-          if (next < units) mbarrier::wait(loaded_[(turn + 1) % kRowStages], (turn + 1) / kRowStages % 2);
+          if (next < units_) mbarrier::wait(loaded_[(turn + 1) % kRowStages], (turn + 1) / kRowStages % 2);
           break;
         }
         bulk::acquired_for_stores();  // pattern L, in the lane that stores
@@ -114,7 +125,7 @@ class BulkRows {
       bulk::commit();
       now = next;
       place = next_place;
-      next = tickets.next();
+      next = tickets_.next();
     }
     bulk::wait_delivered();  // pattern I': each lane that stored, before the block's barrier
     return ok;
@@ -137,8 +148,8 @@ class BulkRows {
   }
 
   /// Where this lane's row of the unit goes; -1 = nowhere.
-  __device__ std::int32_t place_in(std::uint32_t ticket, std::uint32_t units) const {
-    if (ticket >= units) return -1;
+  __device__ std::int32_t place_in(std::uint32_t ticket) const {
+    if (ticket >= units_) return -1;
     const RowUnit unit = RowUnit::make(a_, ticket);
     return row_ < unit.rows ? p_.places.row(unit.token + row_, receiver_, p_.team.num_ranks) : -1;
   }
@@ -170,7 +181,10 @@ class BulkRows {
   const Turn& turn_;
   std::byte* const stages_;
   std::uint64_t* const loaded_;
-  std::uint32_t row_;
+  const std::uint32_t units_;
+  Tickets tickets_;
+  std::uint32_t now_ = 0, row_;
+  std::int32_t place_ = -1;
   int receiver_;
   bool own_, aligned_ = true;
   std::byte* to_ = nullptr;
@@ -185,9 +199,10 @@ class PlainRows {
 
   __device__ bool run() {
     const std::uint32_t units = RowUnit::count(a_);
-    Tickets tickets(p_.team, kPileRows, 2);
+    Tickets tickets(p_.team, kPileRows);
+    tickets.start(2);
     const bool receives = lane_index() < p_.team.num_ranks;
-    const bool ok = !receives || reach_credit(p_, turn_, lane_index());
+    const bool ok = !turn_.left && (!receives || reach_credit(p_, turn_, lane_index()));
     if (!__all_sync(kAllLanes, ok)) return false;
     __syncwarp();  // pattern F: one lane has acquired, all store
     std::byte* base = nullptr;

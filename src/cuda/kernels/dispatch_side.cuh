@@ -13,6 +13,7 @@ class SideFields {
 
   /// One warp. False: a wait has failed.
   __device__ bool run() {
+    if (turn_.left) return false;
     const std::uint32_t tokens = static_cast<std::uint32_t>(p_.places.num_tokens);
     const std::uint32_t chunks = (tokens + kLanes - 1) / kLanes;
     const std::int64_t received =
@@ -20,6 +21,7 @@ class SideFields {
     const std::int64_t rest = received < p_.mark_rest_until ? p_.mark_rest_until - received : 0;
     const auto rest_chunks = static_cast<std::uint32_t>((rest + kRestRows - 1) / kRestRows);
     Tickets tickets(p_.team, kPileSide);
+    tickets.start(1);
     for (std::uint32_t chunk = tickets.next(); chunk < chunks + rest_chunks; chunk = tickets.next()) {
       if (chunk >= chunks) {
         const std::int64_t first = received + static_cast<std::int64_t>(chunk - chunks) * kRestRows;

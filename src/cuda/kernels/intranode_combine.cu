@@ -46,7 +46,9 @@ __global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 
   const int thread = static_cast<int>(threadIdx.x), n = p.team.num_ranks;
   if (thread < n) find_rows(p, thread, rows);
   __shared__ Turn turn;
-  if (!begin_turn(p.team, kSeqCombine, turn)) return;  // its barrier: rows are there
+  open_turn(p.team, kSeqCombine, turn);
+  __syncthreads();  // turn and rows are there
+  if (turn.left) return;
   bool ok = thread >= n || check_rows(a, turn, thread, rows);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
 

@@ -47,22 +47,22 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes, 1) dispatch_kernel(const __
   ptx::grid_dependency_wait();
   const DispatchParams& p = a.params;
   __shared__ Turn turn;
-  if (!begin_turn(p.team, kSeqDispatch, turn)) return;
+  open_turn(p.team, kSeqDispatch, turn);
   const int warp = warp_index(), rows = a.plan.row_warps, sides = a.plan.side_warps;
+  BulkRows bulk_rows(a, turn, stages + static_cast<std::uint32_t>(warp * kRowStages) * a.plan.stage_bytes,
+                     loaded + warp * kRowStages);
+  constexpr bool kBulkHere = kBulk && ptx::kBulkCopies;
+  if (kBulkHere && warp < rows) bulk_rows.start();
+  __syncthreads();  // the turn is there
   bool ok = true;
   if (warp < rows) {
-    if constexpr (kBulk && ptx::kBulkCopies) {
-      ok = BulkRows(a, turn, stages + static_cast<std::uint32_t>(warp * kRowStages) * a.plan.stage_bytes,
-                    loaded + warp * kRowStages)
-               .run();
-    } else if constexpr (!kBulk) {
-      ok = PlainRows(a, turn).run();
-    }
+    ok = kBulkHere ? bulk_rows.run() : PlainRows(a, turn).run();
   } else if (warp < rows + sides) {
     ok = SideFields(p, turn).run();
-  } else {
+  } else if (!turn.left) {
     grant_rows(p, turn);
   }
+  ok = ok && !turn.left;
   if (!last_to_finish(p.team, kSeqDispatch, !ok)) return;
   const int peer = static_cast<int>(threadIdx.x);
   if (peer < p.team.num_ranks && peer != p.team.rank) ok = exchange_arrivals(p, turn, peer);

@@ -131,7 +131,7 @@ __device__ std::int32_t scan_ranges(const NotifyParams& p, const Scratch& scratc
 __device__ std::int32_t pairs_of(const NotifyParams& p, int expert) {
   if (p.pairs_given != nullptr) return p.pairs_given[expert];
   std::int32_t sum = 0;
-#pragma unroll 8
+#pragma unroll 16
   for (int range = 0; range < p.num_ranges; ++range) sum += partial_of(p, range)[expert];
   return sum;
 }
@@ -144,13 +144,21 @@ __device__ std::uint64_t* board_of(const Team& team, const Turn& turn, int holde
                               static_cast<std::uint64_t>(source), layout.count_width);
 }
 
+__device__ void put(const Team& team, const Turn& turn, int holder, int word, std::int32_t value) {
+  protocol::put_count(board_of(team, turn, holder, team.rank)[word], turn.number, static_cast<std::uint32_t>(value));
+}
+
 __device__ void send_counts(const NotifyParams& p, const Turn& turn, const Scratch& scratch, Exchange& all) {
-  const int n = p.team.num_ranks, me = p.team.rank;
-  for (int rank = kWarps - 1 - warp_index(); rank < n; rank += kWarps) {
+  const int n = p.team.num_ranks, me = p.team.rank, lane = lane_index();
+  for (int rank = kWarps - 1 - warp_index(); rank < n; rank += kWarps) {  // warps that have fewest experts
     const std::int32_t rows = scan_ranges(p, scratch, rank);
-    if (lane_index() == 0) all.rows[me][rank] = rows;
+    if (lane == me) all.rows[me][rank] = rows;
+    if (lane < n && lane != me) put(p.team, turn, lane, rank, rows);
   }
-  if (thread_index() == 0) all.tokens[me] = p.num_tokens;
+  if (warp_index() == 0 && lane < n) {
+    if (lane == me) all.tokens[me] = p.num_tokens;
+    if (lane != me) put(p.team, turn, lane, n, p.num_tokens);
+  }
   for (int expert = thread_index(); expert < p.num_experts; expert += kThreads) {
     const std::int32_t pairs = pairs_of(p, expert);
     const int holder = scratch.rank_of[expert];
@@ -158,22 +166,15 @@ __device__ void send_counts(const NotifyParams& p, const Turn& turn, const Scrat
     if (holder == me) {
       all.pairs[local] = pairs;
     } else {
-      protocol::put_count(board_of(p.team, turn, holder, me)[n + 1 + local], turn.number,
-                          static_cast<std::uint32_t>(pairs));
+      put(p.team, turn, holder, n + 1 + local, pairs);
     }
   }
-  __syncthreads();  // rows are there; pairs may be added to
-  for (int item = thread_index(); item < n * (n + 1); item += kThreads) {
-    const int holder = item / (n + 1), word = item % (n + 1);
-    if (holder == me) continue;
-    const std::int32_t value = word < n ? all.rows[me][word] : p.num_tokens;
-    protocol::put_count(board_of(p.team, turn, holder, me)[word], turn.number, static_cast<std::uint32_t>(value));
-  }
+  __syncthreads();  // own rows are there; own pairs may be added to
 }
 
-static __device__ __noinline__ bool wait_for_count(const Team& team, std::uint64_t start_ns, int source,
-                                                   std::uint64_t* word, std::uint32_t epoch, std::uint32_t& value) {
-  return protocol::get_count(make_waiter(team, start_ns), {source, kWaitInReceive}, *word, epoch, value) ==
+static __device__ __noinline__ bool wait_for_count(const Team& team, const Turn& turn, int source, std::uint64_t* word,
+                                                   std::uint32_t& value) {
+  return protocol::get_count(make_waiter(team, start_of(turn)), {source, kWaitInReceive}, *word, turn.number, value) ==
          protocol::Ended::kReached;
 }
 
@@ -181,9 +182,9 @@ static __device__ __noinline__ bool wait_for_count(const Team& team, std::uint64
 __device__ bool receive_count(const Team& team, const Turn& turn, int source, std::uint64_t& word,
                               std::int32_t& value) {
   std::uint32_t seen = 0;
-  if (!wait_for_count(team, turn.start_ns, source, &word, turn.number, seen)) return false;
+  if (!wait_for_count(team, turn, source, &word, seen)) return false;
   value = static_cast<std::int32_t>(seen);
-  return value >= 0 || give_up_on(team, {source, kWaitInReceive}, turn.start_ns, INT32_MAX, seen);
+  return value >= 0 || give_up_on(team, {source, kWaitInReceive}, turn, INT32_MAX, seen);
 }
 
 __device__ bool receive_counts(const NotifyParams& p, const Turn& turn, Exchange& all) {
@@ -211,13 +212,13 @@ __device__ bool check_rank(const NotifyParams& p, const Turn& turn, const Exchan
   std::int64_t received = 0;
   for (int other = 0; other < p.team.num_ranks; ++other) {
     if (all.rows[rank][other] > all.tokens[rank]) {
-      return give_up_on(p.team, {rank, kWaitInReceive}, turn.start_ns, static_cast<std::uint64_t>(all.tokens[rank]),
+      return give_up_on(p.team, {rank, kWaitInReceive}, turn, static_cast<std::uint64_t>(all.tokens[rank]),
                         static_cast<std::uint64_t>(all.rows[rank][other]));
     }
     received += all.rows[other][rank];
   }
   return received <= INT32_MAX ||
-         give_up_on(p.team, {rank, kWaitInReceive}, turn.start_ns, INT32_MAX, static_cast<std::uint64_t>(received));
+         give_up_on(p.team, {rank, kWaitInReceive}, turn, INT32_MAX, static_cast<std::uint64_t>(received));
 }
 
 __device__ void write_results(const NotifyParams& p, const Scratch& scratch, const Exchange& all) {
@@ -256,16 +257,17 @@ __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant_
   extern __shared__ __align__(16) std::byte memory[];
   __shared__ std::int32_t rows[kMaxRanks];
   __shared__ Exchange all;
-  ptx::grid_dependency_wait();
   __shared__ Turn turn;
-  if (!begin_turn(p.team, kSeqNotify, turn)) return;
+  ptx::grid_dependency_wait();
   const Scratch scratch(memory, p);
   fill_rank_of(scratch.rank_of, p.num_experts, p.team.num_ranks);
   for (int expert = thread_index(); expert < p.num_experts; expert += kThreads) scratch.pairs[expert] = 0;
   if (thread_index() < kMaxRanks) rows[thread_index()] = 0;
   __syncthreads();  // tables are there
+  open_turn(p.team, kSeqNotify, turn);
   count_range(p, scratch, rows);
-  __syncthreads();  // counts are whole
+  __syncthreads();  // counts are whole, and the turn is there
+  if (turn.left) return;
   write_partial(p, scratch, rows);
   const bool last = last_to_finish(p.team, kSeqNotify, false);
   ptx::grid_dependents_launch();  // what follows in the stream may start; it waits for this kernel's end
@@ -275,10 +277,8 @@ __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant_
   bool ok = receive_counts(p, turn, all);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   if (thread_index() < p.team.num_ranks) ok = check_rank(p, turn, all, thread_index());
-  if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   write_results(p, scratch, all);
-  __syncthreads();  // the page is whole
-  if (thread_index() != 0) return;
+  if (__syncthreads_and(ok ? 1 : 0) == 0 || thread_index() != 0) return;  // the page is whole
   end_turn(p.team, kSeqNotify, turn);
   publish(p.page->word, turn.number);  // pattern Q
 }
