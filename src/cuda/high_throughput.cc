@@ -53,6 +53,24 @@ SideField side_field(const TensorView& view) {
   return field;
 }
 
+Grant no_grant(std::uint64_t room) {
+  Grant grant{Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, {}, room};
+  std::fill(std::begin(grant.extra), std::end(grant.extra), Grant::kNone);
+  return grant;
+}
+
+/// A dispatch of source indices alone: for a handle whose rows nobody has dispatched. All ranks of a group have dispatched the
+/// same handles.
+void send_sources(const Rank::Launch& launch, DeviceHandle& handle, std::int64_t rows, int num_sms) {
+  DispatchParams params;
+  params.team = launch.team;
+  params.places = handle.places();
+  params.grant = no_grant(static_cast<std::uint64_t>(rows));
+  params.grant.source = handle.source_for(rows);
+  params.rows_until = handle.rows_until_data;
+  launch_dispatch(params, num_sms, launch.stream);
+}
+
 }  // namespace
 
 int CudaBackend::sms(const backend::Call& call) const {
@@ -131,8 +149,7 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
     return offset;
   };
   Grant& grant = params.grant;
-  grant = {Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, {}, room};
-  std::fill(std::begin(grant.extra), std::end(grant.extra), Grant::kNone);
+  grant = no_grant(room);
   grant.x = take(dispatch.out.x, "x");
   if (dispatch.x.scales.given()) grant.scales = take(dispatch.out.scales, "scales");
   if (dispatch.x.experts.given()) grant.experts = take(dispatch.out.experts, "experts");
@@ -215,7 +232,6 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
     params.out_weights = combine.out.weights.as<float>();
   }
   params.rows_until = handle.rows_until_data;
-  params.source = handle.source_data();
   params.places = handle.places();
   for (std::size_t at = 0; at < combine.in.bias.size(); ++at) {
     if (!combine.in.bias[at].given()) continue;
@@ -242,6 +258,8 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
     core::throw_capacity(call.op, "bytes of one slot", slot_bytes(params.dtype, params.hidden, params.num_weights),
                          rank_->layout().slot_region_bytes, "Create the engine with a larger rows_bytes.");
   }
+  if (!handle.has_source()) send_sources(launch, handle, x.shape[0], sms(call));
+  params.source = handle.source_data();
   for (std::int64_t first = 0; first < most_tokens; first += slot_rows) {
     params.first_token = first;
     params.last_token = first + slot_rows;

@@ -1,7 +1,10 @@
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "support/mirror.h"
 
@@ -21,6 +24,9 @@ void must(cudaError_t status, const char* what) {
 
 struct Arena {
   std::byte* memory = nullptr;
+  /// Copies go through pinned memory: one of pageable memory that waits for a kernel holds up the copies of other threads,
+  /// also of the rank that the kernel waits for.
+  std::byte* pinned = nullptr;
   cudaStream_t stream = nullptr;
 };
 
@@ -34,6 +40,8 @@ class Arenas {
       void* memory = nullptr;
       must(cudaMalloc(&memory, kArenaBytes), "cudaMalloc");
       arena.memory = static_cast<std::byte*>(memory);
+      must(cudaHostAlloc(&memory, kArenaBytes, cudaHostAllocDefault), "cudaHostAlloc");
+      arena.pinned = static_cast<std::byte*>(memory);
       must(cudaStreamCreateWithFlags(&arena.stream, cudaStreamNonBlocking), "cudaStreamCreate");
       return arena;
     }
@@ -75,30 +83,36 @@ class GpuMirror final : public Mirror {
   }
 
   void upload(const Tensors& tensors) override {
+    std::size_t staged = 0;
     for (const Guarded& one : tensors.memory()) {
       const std::span<std::byte> here = one.whole();
       const Place& place = place_of(here);
-      if (place.body != nullptr) {
-        copy(place.body, one.bytes().data(), one.size(), cudaMemcpyHostToDevice);
-      } else {
-        copy(place.there, here.data(), here.size(), cudaMemcpyHostToDevice);
-      }
+      const std::span<std::byte> from = place.body != nullptr ? one.bytes() : here;
+      std::byte* const stage = stage_for(from.size(), staged);
+      std::copy(from.begin(), from.end(), stage);
+      copy(place.body != nullptr ? place.body : place.there, stage, from.size(), cudaMemcpyHostToDevice);
     }
-    must(cudaStreamSynchronize(arena_.stream), "upload");
+    finish();
   }
 
   void download(const Tensors& tensors) override {
+    struct Arrival {
+      std::span<std::byte> here;
+      const std::byte* stage;
+    };
+    std::vector<Arrival> arrivals;
+    std::size_t staged = 0;
     for (const Guarded& one : tensors.memory()) {
-      const std::span<std::byte> here = one.whole();
-      const auto found = places_.find(here.data());
+      const auto found = places_.find(one.whole().data());
       if (found == places_.end()) continue;
-      if (found->second.body != nullptr) {  // stands for memory of the engine's, which has no guards
-        copy(one.bytes().data(), found->second.body, one.size(), cudaMemcpyDeviceToHost);
-      } else {
-        copy(here.data(), found->second.there, here.size(), cudaMemcpyDeviceToHost);
-      }
+      const Place& place = found->second;  // what stands for memory of the engine's has no guards there
+      const std::span<std::byte> here = place.body != nullptr ? one.bytes() : one.whole();
+      std::byte* const stage = stage_for(here.size(), staged);
+      copy(stage, place.body != nullptr ? place.body : place.there, here.size(), cudaMemcpyDeviceToHost);
+      arrivals.push_back({here, stage});
     }
-    must(cudaStreamSynchronize(arena_.stream), "download");
+    finish();
+    for (const Arrival& one : arrivals) std::copy_n(one.stage, one.here.size(), one.here.data());
   }
 
   TensorView stand_in(Tensors& tensors, const TensorView& theirs) override {
@@ -111,8 +125,11 @@ class GpuMirror final : public Mirror {
 
   std::vector<std::byte> fetch(const TensorView& theirs) const override {
     std::vector<std::byte> here(static_cast<std::size_t>(theirs.num_elements()) * size_of(theirs.dtype));
-    copy(here.data(), theirs.data, here.size(), cudaMemcpyDeviceToHost);
-    must(cudaStreamSynchronize(arena_.stream), "fetch");
+    std::size_t staged = 0;
+    std::byte* const stage = stage_for(here.size(), staged);
+    copy(stage, theirs.data, here.size(), cudaMemcpyDeviceToHost);
+    finish();
+    std::copy_n(stage, here.size(), here.data());
     return here;
   }
 
@@ -120,7 +137,7 @@ class GpuMirror final : public Mirror {
     must(cudaMemsetAsync(theirs.data, 0, static_cast<std::size_t>(theirs.num_elements()) * size_of(theirs.dtype),
                          arena_.stream),
          "zero");
-    must(cudaStreamSynchronize(arena_.stream), "zero");
+    finish();
   }
 
  private:
@@ -133,6 +150,20 @@ class GpuMirror final : public Mirror {
 
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
     if (bytes != 0) must(cudaMemcpyAsync(to, from, bytes, kind, arena_.stream), "cudaMemcpyAsync");
+  }
+
+  std::byte* stage_for(std::size_t bytes, std::size_t& staged) const {
+    if (staged + bytes > kArenaBytes) throw std::runtime_error("the scenario's tensors exceed the arena");
+    std::byte* const stage = arena_.pinned + staged;
+    staged = (staged + bytes + 63) / 64 * 64;
+    return stage;
+  }
+
+  /// Looks, and holds no lock of the CUDA runtime while it waits.
+  void finish() const {
+    cudaError_t status = cudaErrorNotReady;
+    while ((status = cudaStreamQuery(arena_.stream)) == cudaErrorNotReady) std::this_thread::yield();
+    must(status, "the stream's work");
   }
 
   Place& place_of(std::span<std::byte> here) {
