@@ -31,12 +31,9 @@ constexpr int max_threads() {
   return (kForm == Form::kGather ? kGatherWarps + kWeightWarps : kSendWarps + kSumWarps) * kLanes;
 }
 
-}  // namespace
-
-template <int kFormIndex, class Type>
-__global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 1)
-    combine_kernel(const __grid_constant__ CombineLaunch a) {
-  constexpr Form kForm = static_cast<Form>(kFormIndex);
+/// The whole turn of one block.
+template <Form kForm, class Type>
+__device__ __forceinline__ void run_block(const CombineLaunch& a) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ std::uint64_t loaded[kGatherWarps * kSumStages];
   __shared__ TurnRows rows;
@@ -54,7 +51,7 @@ __global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 
 
   const int warp = warp_index(), senders = a.plan.send_warps, sums = a.plan.sum_warps;
   if (warp < senders) {
-    if constexpr (kForm == Form::kPush && ptx::kBulkCopies) {
+    if constexpr (kForm == Form::kPush) {
       ok = BulkSender(a, turn, rows, stages + static_cast<std::uint32_t>(warp * kSendStages) * a.plan.piece_bytes,
                       loaded + warp * kSendStages)
                .run();
@@ -65,7 +62,7 @@ __global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 
     if (warp == senders) ok = offer_rows(p, turn, rows);
     if constexpr (kForm == Form::kPush) {
       ok = ok && sum_tokens<Type>(a, turn, WideAccess{});
-    } else if constexpr (kForm == Form::kGather && ptx::kBulkCopies) {
+    } else if constexpr (kForm == Form::kGather) {
       ok =
           ok && BulkSums<Type>(a, turn, stages + static_cast<std::uint32_t>(warp * kSumStages * n) * a.plan.piece_bytes,
                                loaded + warp * kSumStages)
@@ -89,6 +86,15 @@ __global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 
   }
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   if (thread == 0) end_turn(p.team, kSeqCombine, turn);
+}
+
+}  // namespace
+
+template <int kFormIndex, class Type>
+__global__ void __launch_bounds__(max_threads<static_cast<Form>(kFormIndex)>(), 1)
+    combine_kernel(const __grid_constant__ CombineLaunch a) {
+  constexpr Form kForm = static_cast<Form>(kFormIndex);
+  if constexpr (kForm == Form::kPlain || ptx::kBulkCopies) run_block<kForm, Type>(a);  // else never launched
 }
 
 namespace {

@@ -38,10 +38,9 @@ __device__ bool exchange_arrivals(const DispatchParams& p, const Turn& turn, int
                turn.mark);
 }
 
-}  // namespace
-
+/// The whole op of one block.
 template <bool kBulk>
-__global__ void __launch_bounds__(kMaxWarps* kLanes, 1) dispatch_kernel(const __grid_constant__ DispatchLaunch a) {
+__device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ std::uint64_t loaded[kMaxRowWarps * kRowStages];
   ptx::grid_dependency_wait();
@@ -51,12 +50,11 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes, 1) dispatch_kernel(const __
   const int warp = warp_index(), rows = a.plan.row_warps, sides = a.plan.side_warps;
   BulkRows bulk_rows(a, turn, stages + static_cast<std::uint32_t>(warp * kRowStages) * a.plan.stage_bytes,
                      loaded + warp * kRowStages);
-  constexpr bool kBulkHere = kBulk && ptx::kBulkCopies;
-  if (kBulkHere && warp < rows) bulk_rows.start();
+  if (kBulk && warp < rows) bulk_rows.start();
   __syncthreads();  // the turn is there
   bool ok = true;
   if (warp < rows) {
-    ok = kBulkHere ? bulk_rows.run() : PlainRows(a, turn).run();
+    ok = kBulk ? bulk_rows.run() : PlainRows(a, turn).run();
   } else if (warp < rows + sides) {
     ok = SideFields(p, turn).run();
   } else if (!turn.left) {
@@ -68,6 +66,13 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes, 1) dispatch_kernel(const __
   if (peer < p.team.num_ranks && peer != p.team.rank) ok = exchange_arrivals(p, turn, peer);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   if (threadIdx.x == 0) end_turn(p.team, kSeqDispatch, turn);
+}
+
+}  // namespace
+
+template <bool kBulk>
+__global__ void __launch_bounds__(kMaxWarps* kLanes, 1) dispatch_kernel(const __grid_constant__ DispatchLaunch a) {
+  if constexpr (!kBulk || ptx::kBulkCopies) run_block<kBulk>(a);  // else never launched
 }
 
 namespace {
