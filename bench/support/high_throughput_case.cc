@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bench/support/parallel.h"
 #include "core/fp8.h"
 #include "core/routing.h"
 
@@ -133,11 +134,16 @@ std::int64_t HighThroughputData::wrong_side_data(const Rows& got, std::int64_t r
 
 std::int64_t HighThroughputData::wrong_rows(const Rows& got) const {
   if (got.x.shape[0] != num_rows()) return std::max(got.x.shape[0], num_rows()) * hidden_;
+  return parallel_sum(num_rows(), num_ranks(),
+                      [&](std::int64_t begin, std::int64_t end) { return wrong_rows(got, begin, end); });
+}
+
+std::int64_t HighThroughputData::wrong_rows(const Rows& got, std::int64_t begin, std::int64_t end) const {
   std::vector<std::uint8_t> want(as_size(hidden_));
   std::vector<float> want_scales(as_size(num_scales()));
   std::vector<std::uint16_t> scratch(as_size(hidden_));
   std::int64_t wrong = 0;
-  for (std::int64_t row = 0; row < num_rows(); ++row) {
+  for (std::int64_t row = begin; row < end; ++row) {
     const Origin& origin = origins_[as_size(row)];
     const RowContent::Row token = content_->token(origin.source, origin.token, scratch);
     if (type_ == RowType::kFP8) {
@@ -148,16 +154,21 @@ std::int64_t HighThroughputData::wrong_rows(const Rows& got) const {
     } else {
       wrong += count_wrong(std::span(got.x.as<std::uint16_t>() + row * hidden_, as_size(hidden_)), token);
     }
-    wrong += wrong_side_data(got, row);
+    if (got.experts.given()) wrong += wrong_side_data(got, row);
   }
   return wrong;
 }
 
 std::int64_t HighThroughputData::wrong_sums(const std::uint16_t* got) const {
+  return parallel_sum(num_tokens(), num_ranks(),
+                      [&](std::int64_t begin, std::int64_t end) { return wrong_sums(got, begin, end); });
+}
+
+std::int64_t HighThroughputData::wrong_sums(const std::uint16_t* got, std::int64_t begin, std::int64_t end) const {
   std::vector<float> sum(as_size(hidden_));
   std::vector<std::uint16_t> want(as_size(hidden_)), scratch(as_size(hidden_));
   std::int64_t wrong = 0;
-  for (std::int64_t token = 0; token < num_tokens(); ++token) {
+  for (std::int64_t token = begin; token < end; ++token) {
     std::fill(sum.begin(), sum.end(), 0.0F);
     for (int reader = 0; reader < num_ranks(); ++reader) {
       if (!goes_to(batch_.first_token(rank_) + token, reader)) continue;

@@ -56,7 +56,7 @@ class HighThroughputData {
 
   /// Writes the rows that this rank answers with into x [num_rows, hidden] bfloat16: different bits per (rank, origin).
   void fill_answers(std::uint16_t* x) const;
-  /// Wrong elements of a dispatch's output: rows, scales, ids, weights.
+  /// Wrong elements of a dispatch's output: rows, scales, and ids and weights where they are given.
   std::int64_t wrong_rows(const Rows& got) const;
   /// Wrong elements of a combine's output [num_tokens, hidden] bfloat16, given answers of fill_answers() on every rank.
   std::int64_t wrong_sums(const std::uint16_t* got) const;
@@ -66,6 +66,8 @@ class HighThroughputData {
   void fill_input();
   void cast_row(RowContent::Row row, std::uint8_t* x, float* scales) const;
   std::int64_t wrong_side_data(const Rows& got, std::int64_t row) const;
+  std::int64_t wrong_rows(const Rows& got, std::int64_t begin, std::int64_t end) const;
+  std::int64_t wrong_sums(const std::uint16_t* got, std::int64_t begin, std::int64_t end) const;
 
   workload::Batch batch_;
   int rank_;

@@ -47,9 +47,9 @@ SlabMemory::SlabMemory(int local_experts, int num_ranks, std::int64_t max_tokens
 }
 
 LowLatencyData::LowLatencyData(const workload::Batch& batch, int rank, std::int64_t hidden, Wire dispatch_wire,
-                               const RowContent& content)
-    : batch_(batch), rank_(rank), hidden_(hidden), wire_(dispatch_wire), content_(&content) {
-  for (const std::int64_t tokens : batch_.tokens_per_rank) most_tokens_ = std::max(most_tokens_, tokens);
+                               const RowContent& content, std::int64_t max_tokens)
+    : batch_(batch), rank_(rank), hidden_(hidden), max_tokens_(max_tokens), wire_(dispatch_wire), content_(&content) {
+  for (const std::int64_t tokens : batch_.tokens_per_rank) max_tokens_ = std::max(max_tokens_, tokens);
   x_ = Buffer(as_size(num_tokens() * hidden_) * sizeof(std::uint16_t));
   std::vector<std::uint16_t> scratch(as_size(hidden_));
   for (std::int64_t token = 0; token < num_tokens(); ++token) {
@@ -69,7 +69,7 @@ Shape LowLatencyData::shape() const {
   return {.num_experts = batch_.num_experts,
           .top_k = batch_.top_k,
           .hidden = hidden_,
-          .max_tokens = most_tokens_,
+          .max_tokens = max_tokens_,
           .dtype = DType::kBF16,
           .num_scales = 0};
 }
@@ -112,7 +112,7 @@ bool LowLatencyData::chose(int source, std::int64_t token, std::int64_t expert) 
 }
 
 void LowLatencyData::fill_answers(const ExpertSlabs& ranges, std::uint16_t* x) const {
-  const std::int64_t rows = num_ranks() * most_tokens_;
+  const std::int64_t rows = num_ranks() * max_tokens_;
   std::vector<std::uint16_t> scratch(as_size(hidden_));
   for (int expert = 0; expert < local_experts(); ++expert) {
     for (int source = 0; source < num_ranks(); ++source) {
@@ -138,7 +138,7 @@ std::int64_t LowLatencyData::wrong_row(const ExpertSlabs& got, std::int64_t row,
   core::cast_fp8_row({.x = want.data(), .hidden = hidden_, .out = cast.data(), .scales = scales.data(), .form = form});
   std::int64_t wrong =
       count_wrong(std::span(got.x.as<std::uint8_t>() + row * hidden_, as_size(hidden_)), std::span(cast));
-  const std::int64_t rows = num_ranks() * most_tokens_;
+  const std::int64_t rows = num_ranks() * max_tokens_;
   for (std::int64_t column = 0; column < got.scales.shape[2]; ++column) {
     const std::int64_t at = row / rows * got.scales.strides[0] + row % rows + column * got.scales.strides[2];
     wrong += got.scales.as<std::uint32_t>()[at] != scales[as_size(column)] ? 1 : 0;
@@ -147,7 +147,7 @@ std::int64_t LowLatencyData::wrong_row(const ExpertSlabs& got, std::int64_t row,
 }
 
 std::int64_t LowLatencyData::wrong_expert(const ExpertSlabs& got, int expert) const {
-  const std::int64_t rows = num_ranks() * most_tokens_;
+  const std::int64_t rows = num_ranks() * max_tokens_;
   std::vector<std::uint16_t> scratch(as_size(hidden_));
   std::int64_t count = 0, wrong = 0;
   for (int source = 0; source < num_ranks(); ++source) {

@@ -28,15 +28,16 @@ class SlabMemory {
 /// What a rank brings and expects. `content` must outlive it.
 class LowLatencyData {
  public:
+  /// Slabs hold max_tokens of each rank, or as many as the busiest rank brings.
   LowLatencyData(const workload::Batch& batch, int rank, std::int64_t hidden, Wire dispatch_wire,
-                 const RowContent& content);
+                 const RowContent& content, std::int64_t max_tokens = 0);
 
   int rank() const { return rank_; }
   int num_ranks() const { return batch_.num_ranks(); }
   const workload::Batch& batch() const { return batch_; }
   std::int64_t hidden() const { return hidden_; }
   std::int64_t num_tokens() const { return batch_.num_tokens(rank_); }
-  std::int64_t max_tokens() const { return most_tokens_; }
+  std::int64_t max_tokens() const { return max_tokens_; }
   int local_experts() const;
   int first_expert() const;
   Wire wire() const { return wire_; }
@@ -62,7 +63,7 @@ class LowLatencyData {
 
   workload::Batch batch_;
   int rank_;
-  std::int64_t hidden_, most_tokens_ = 0;
+  std::int64_t hidden_, max_tokens_;
   Wire wire_;
   const RowContent* content_;
   Buffer x_;

@@ -1,0 +1,194 @@
+#include <algorithm>
+#include <map>
+#include <memory>
+
+#include "bench/gpu/low_latency.h"
+#include "bench/gpu/runs.h"
+#include "bench/support/content.h"
+
+namespace anyep::bench {
+namespace {
+
+constexpr std::uint64_t kContentSeed = 0x51ed;
+constexpr int kPairsPerGraph = 20, kReplaysPerRound = 10, kReplaysDropped = 3;
+/// Rows of the decode step: FP8 rows with their scales, rounded up to lines; BF16 rows.
+constexpr int kStepFp8Bytes = 7424, kStepBf16Bytes = 14336;
+
+class LowLatencyRun {
+ public:
+  LowLatencyRun(const Bench& bench, const Point& point);
+  double run();
+
+ private:
+  struct Item {
+    std::string dtype, mode;
+    GpuLowLatency* one;
+    std::unique_ptr<Graph> graph;
+    std::string name() const { return dtype + mode; }
+  };
+  void add_graph(const std::string& dtype, const std::string& mode, GpuLowLatency* one,
+                 const std::function<void()>& put);
+  void measure_graphs();
+  void measure_steps();
+  void measure_eager();
+  void measure_parts();
+  double wrong();
+  void report(double wrong);
+
+  const Bench& bench_;
+  const Point& point_;
+  workload::Batch batch_;
+  RandomContent content_;
+  std::map<std::string, std::unique_ptr<LowLatencyData>> data_;
+  std::map<std::string, std::unique_ptr<GpuLowLatency>> cases_;
+  std::vector<Item> graphs_;
+  std::vector<std::string> others_;
+  Series series_;
+};
+
+LowLatencyRun::LowLatencyRun(const Bench& bench, const Point& point)
+    : bench_(bench),
+      point_(point),
+      batch_(point.batch(bench.num_ranks)),
+      content_(point.hidden, bench.num_ranks, point.tokens, kContentSeed) {
+  for (const std::string& dtype : point.dtypes) {
+    data_[dtype] = std::make_unique<LowLatencyData>(
+        batch_, bench.rank, point.hidden, dtype == "fp8" ? Wire::kFP8 : Wire::kBF16, content_, point.max_tokens);
+    cases_[dtype] = std::make_unique<GpuLowLatency>(*bench.engine, *data_[dtype], point.sms, bench.timer->stream());
+  }
+}
+
+void LowLatencyRun::add_graph(const std::string& dtype, const std::string& mode, GpuLowLatency* one,
+                              const std::function<void()>& put) {
+  Item item{dtype, mode, one, nullptr};
+  item.graph = std::make_unique<Graph>(bench_.timer->stream(), [&] {
+    for (int i = 0; i < kPairsPerGraph; ++i) put();
+  });
+  graphs_.push_back(std::move(item));
+}
+
+void LowLatencyRun::measure_graphs() {
+  for (int i = 0; i < kReplaysPerRound; ++i) {
+    for (const Item& item : graphs_) {
+      series_.add(item.name(), bench_.timer->replayed(item.graph->get(), kPairsPerGraph));
+    }
+    measure_steps();
+  }
+  bench_.engine->check();
+}
+
+void LowLatencyRun::measure_steps() {
+  const int rows = static_cast<int>(point_.tokens);
+  if (rows > probes::Step::kMostRows) return;
+  for (const int bytes : {kStepFp8Bytes, kStepBf16Bytes}) {
+    for (const int blocks : Probes::step_blocks(rows, bench_.num_ranks, bench_.num_gpus)) {
+      series_.add("step" + std::to_string(bytes) + " " + std::to_string(blocks),
+                  bench_.probes->step(bytes, rows, blocks));
+    }
+  }
+}
+
+void LowLatencyRun::measure_eager() {
+  for (auto& [dtype, one] : cases_) {
+    std::vector<double> us = bench_.timer->queued([&, one = one.get()](int) {
+      for (int i = 0; i < kPairsPerGraph; ++i) one->pair();
+    });
+    std::vector<double> host = bench_.timer->host_us();
+    for (double& value : us) value /= kPairsPerGraph;
+    for (double& value : host) value /= kPairsPerGraph;
+    series_.add(dtype + "eager", us);
+    series_.add("host" + dtype + "eager", bench_.timer->meeting().largest(bench_.rank, host));
+  }
+  bench_.engine->check();
+}
+
+/// Halves by hooks, each between events of its own: launches and events included, so their sum exceeds the pair's period.
+void LowLatencyRun::measure_parts() {
+  for (auto& [dtype, pointer] : cases_) {
+    GpuLowLatency* const one = pointer.get();
+    const auto receive = [one](int) { one->receive(); };
+    const auto send_dispatch = [one](int) { one->dispatch_send(); };
+    const auto send_combine = [one](int) { one->combine_send(); };
+    const auto combine = [one](int) { one->combine(); };
+    const auto dispatch = [one](int) { one->dispatch(); };
+    series_.add(dtype + "dispatch", bench_.timer->queued(dispatch, {}, combine));
+    series_.add(dtype + "combine", bench_.timer->queued(combine, dispatch));
+    series_.add(dtype + "dispatch_send", bench_.timer->queued(send_dispatch, {}, receive));
+    series_.add(dtype + "dispatch_recv", bench_.timer->queued(receive, send_dispatch));
+    series_.add(dtype + "combine_send", bench_.timer->queued(send_combine, {}, receive));
+    series_.add(dtype + "combine_recv", bench_.timer->queued(receive, send_combine));
+  }
+  bench_.engine->check();
+}
+
+double LowLatencyRun::wrong() {
+  double all = 0;
+  for (auto& [dtype, one] : cases_) {
+    for (const bool hooks : {false, true}) {
+      if (hooks && !point_.wants("hook") && !point_.wants("parts")) continue;
+      bench_.timer->meeting().barrier();
+      all += bench_.timer->meeting().sum(bench_.rank, static_cast<double>(one->wrong(hooks)));
+    }
+  }
+  return all;
+}
+
+double LowLatencyRun::run() {
+  double all = wrong();
+  for (auto& [dtype, pointer] : cases_) {
+    GpuLowLatency* const one = pointer.get();
+    if (point_.wants("graph")) add_graph(dtype, "graph", one, [one] { one->pair(); });
+    if (point_.wants("hook")) add_graph(dtype, "hook", one, [one] { one->pair_by_hooks(); });
+  }
+  for (int i = 0; i < kReplaysDropped; ++i) {
+    for (const Item& item : graphs_) (void)bench_.timer->replayed(item.graph->get(), kPairsPerGraph);
+  }
+  for (int round = 0; round < bench_.rounds; ++round) {
+    measure_graphs();
+    if (point_.wants("eager")) measure_eager();
+    if (point_.wants("parts")) measure_parts();
+  }
+  all += wrong();
+  report(all);
+  return all;
+}
+
+void LowLatencyRun::report(double wrong) {
+  const auto base = [&](const std::string& who, const std::string& op, const std::string& dtype) {
+    Line line;
+    line.text("who", who).text("kind", "ll").text("op", op).text("dtype", dtype).shape(point_, bench_.num_ranks);
+    return line.number("max_tokens", static_cast<double>(data_.begin()->second->max_tokens()));
+  };
+  const double wire_rows =
+      bench_.timer->meeting().largest(bench_.rank, static_cast<double>(data_.begin()->second->wire_rows()));
+  const auto pair = [&](const std::string& dtype, const std::string& mode) {
+    const std::vector<double>& us = series_.of(dtype + mode);
+    if (us.empty()) return;
+    Line line = base("anyep", "pair", dtype).text("mode", mode).number("wire_rows", wire_rows);
+    bench_.report(line.number("wrong", wrong).samples("us", us).samples("host_us", series_.of("host" + dtype + mode)));
+  };
+  for (const std::string& dtype : point_.dtypes) {
+    for (const char* const mode : {"graph", "hook", "eager"}) pair(dtype, mode);
+    for (const char* const part :
+         {"dispatch", "combine", "dispatch_send", "dispatch_recv", "combine_send", "combine_recv"}) {
+      const std::vector<double>& us = series_.of(dtype + part);
+      if (us.empty()) continue;
+      bench_.report(base("anyep", part, dtype).text("mode", "parts").number("wrong", wrong).samples("us", us));
+    }
+  }
+  for (const int bytes : {kStepFp8Bytes, kStepBf16Bytes}) {
+    for (const int blocks : Probes::step_blocks(static_cast<int>(point_.tokens), bench_.num_ranks, bench_.num_gpus)) {
+      Line line = base("probe", "step", bytes == kStepFp8Bytes ? "fp8" : "bf16");
+      line.number("row_bytes", bytes).number("blocks", blocks).number("wrong", 0);
+      bench_.report(line.samples("us", series_.of("step" + std::to_string(bytes) + " " + std::to_string(blocks))));
+    }
+  }
+}
+
+}  // namespace
+
+double run_low_latency(const Bench& bench, const Point& point) {
+  return LowLatencyRun(bench, point).run();
+}
+
+}  // namespace anyep::bench
