@@ -22,14 +22,16 @@ SEES = {
     "reference": {"include", "core", "reference"},
     "backend": {"include", "core", "protocol", "bootstrap", "backend"},
     "simd": {"include", "core", "simd"},  # src/cpu/simd: hot loops that know nothing of ranks
+    "device": {"device"},  # of src/cuda/device, names for instructions
     "host": {"include", "core", "protocol", "bootstrap", "backend", "host"},
     "cpu": {"include", "core", "protocol", "bootstrap", "backend", "host", "simd", "cpu"},
-    "cuda": {"include", "core", "protocol", "bootstrap", "backend", "host", "cuda"},
+    "cuda": {"include", "core", "protocol", "bootstrap", "backend", "host", "device", "cuda"},
     "transport": {"include", "core", "protocol", "transport"},
     "cli": {"include", "core", "reference", "simd", "bench", "cli"},
-    "bench": {"include", "core", "reference", "simd", "bench"},
+    "bench": {"include", "core", "reference", "simd", "device", "bench"},
     "examples": {"include"},
 }
+DEVICE = re.compile(r"^(?:src/)?cuda/device/(ptx|bulk|mbarrier)\.cuh$")
 REGISTRY = re.compile(r"^src/backend/registry\.(cc|h)$")
 SRC_FOLDERS = {"core", "protocol", "bootstrap", "workload", "reference", "backend", "host", "cpu", "cuda", "transport"}
 
@@ -65,6 +67,8 @@ def layer_of(path):
     parts = path.split("/")
     if path.startswith("src/cpu/simd/"):
         return "simd"
+    if DEVICE.match(path):
+        return "device"
     if parts[0] == "src":
         return parts[1] if len(parts) > 2 else None
     return parts[0]
@@ -75,6 +79,8 @@ def layer_of_include(name):
         return "include"
     if name.startswith("cpu/simd/"):
         return "simd"
+    if DEVICE.match(name):
+        return "device"
     first = name.split("/")[0]
     return first if first in SRC_FOLDERS or first in ("cli", "bench") else None
 
@@ -153,6 +159,7 @@ def self_test():
         "docs/n.md": "TO" "DO: write\n",
         "docs/o.md": "see /ro" "ot/x\n",
         "src/cpu/simd/r.cc": '#include "host/group.h"\n',
+        "src/cuda/device/bulk.cuh": '#pragma once\n#include "cuda/kernels/team.h"\n',
         "examples/p.cc": '#include "core/layout.h"\n',
     }
     clean = {
