@@ -22,7 +22,8 @@ static __device__ __noinline__ bool look(const Team& team, const Turn& turn, int
     protocol::Shared(team.masked[peer]).store(1, protocol::kRelaxed);
     return false;
   }
-  const std::uint64_t seen = protocol::Shared(word_of(team, team.rank, team.layout.barrier, peer)).load(protocol::kRelaxed);
+  const std::uint64_t seen =
+      protocol::Shared(word_of(team, team.rank, team.layout.barrier, peer)).load(protocol::kRelaxed);
   protocol::give_up(waiter, who, turn.mark, seen, ended);
   return false;
 }
