@@ -39,12 +39,16 @@ std::shared_ptr<anyep::Event::State> CudaBackend::record(const backend::Call& ca
   return rank_->end(call, std::exchange(verify_, {}));
 }
 
-std::shared_ptr<Handle::State> CudaBackend::adopt(const HandleArrays& arrays, std::shared_ptr<const void> owner) {
+std::shared_ptr<Handle::State> CudaBackend::adopt(const HandleArrays& arrays, std::shared_ptr<const void> owner,
+                                                  StreamRef stream) {
+  const DeviceGuard guard(rank_->device());
   auto state = std::make_shared<Handle::State>();
   state->num_ranks = rank_->num_ranks();
   state->rank = rank_->rank();
   state->num_tokens = arrays.place.shape[0];
   state->device = std::make_shared<DeviceHandle>(rank_, arrays, std::move(owner));
+  // In a capture the counts stay unknown to the host.
+  if (!is_capturing(native(stream))) state->routed = std::make_shared<CopiedCounts>(rank_, *state, native(stream));
   return state;
 }
 
@@ -128,7 +132,8 @@ TensorView CudaBackend::memory(Mode mode, std::size_t offset, std::size_t bytes)
   const WindowLayout& layout = rank_->layout();
   const bool low = mode == Mode::kLowLatency;
   const std::uint64_t begin = low ? layout.low_latency : layout.slots;
-  const std::uint64_t have = low ? layout.low_latency_bytes : layout.handles - layout.slots;
+  const std::uint64_t have =
+      low ? static_cast<std::uint64_t>(rank_->group().budget().low_latency_bytes) : layout.handles - layout.slots;
   if (offset > have || bytes > have - offset) {
     core::throw_capacity("memory", "bytes of this mode's payload memory", offset + bytes, have);
   }
@@ -181,17 +186,6 @@ std::uint64_t CudaBackend::ids_out_of_range() const {
   check(cudaMemcpy(&count, &rank_->state()->ids_out_of_range, sizeof(count), cudaMemcpyDeviceToHost), "cudaMemcpy");
   return count;
 }
-
-// LOW LATENCY PLACEHOLDER BEGIN
-void CudaBackend::low_latency_dispatch_send(backend::LowLatencyCall& op) {
-  core::throw_error(ErrorCode::kUnsupported, op.call.op, "not on GPUs yet");
-}
-void CudaBackend::low_latency_dispatch_receive(backend::LowLatencyCall&) {}
-void CudaBackend::low_latency_combine_send(backend::LowLatencyCall& op) {
-  core::throw_error(ErrorCode::kUnsupported, op.call.op, "not on GPUs yet");
-}
-void CudaBackend::low_latency_combine_receive(backend::LowLatencyCall&) {}
-// LOW LATENCY PLACEHOLDER END
 
 std::unique_ptr<backend::Backend> make_backend(const Budget& budget, const Topology& topology, const Tuning& tuning,
                                                Bootstrap& bootstrap) {

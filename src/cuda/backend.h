@@ -18,7 +18,7 @@ class CudaBackend final : public backend::Backend {
 
   bool runs_on_stream() const override { return true; }
   std::shared_ptr<anyep::Event::State> record(const backend::Call&) override;
-  std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner) override;
+  std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner, StreamRef) override;
   Layout layout(const Shape&, const Routing&, StreamRef) override;
   void layout_into(const Shape&, const Routing&, const LayoutArrays&, StreamRef) override;
 

@@ -77,13 +77,50 @@ TensorView DeviceHandle::source() {
   return TensorView::dense(source_, DType::kI32, {source_rows_});
 }
 
-std::uint64_t DeviceHandle::source_for(std::int64_t rows) {
-  if (source_ == nullptr || (source_block_ && source_rows_ < rows)) {
-    source_block_ = rank_->allocate(bytes_of(rows), "dispatch", "source indices", Rank::Store::kHandles);
+std::uint64_t DeviceHandle::source_for(const std::shared_ptr<Rank>& rank, std::int64_t rows) {
+  const bool is_own = source_ == nullptr || source_block_;
+  if (!is_own) return Grant::kNone;  // an adopted handle has its own
+  if (source_ == nullptr || source_rows_ < rows || source_rank_ != rank.get()) {
+    source_block_ = rank->allocate(bytes_of(rows), "dispatch", "source indices", Rank::Store::kHandles);
     source_ = reinterpret_cast<const std::int32_t*>(source_block_.data());
     source_rows_ = rows;
+    source_rank_ = rank.get();
   }
-  return source_block_ ? source_block_.offset() : Grant::kNone;  // an adopted handle has its own
+  return source_block_.offset();
+}
+
+CopiedCounts::CopiedCounts(std::shared_ptr<Rank> rank, Handle::State& handle, cudaStream_t stream)
+    : rank_(std::move(rank)), handle_(handle), page_(rank_->take_page()) {
+  const auto bytes = static_cast<std::size_t>(handle.num_ranks) * sizeof(std::int32_t);
+  DeviceArrays& arrays = *handle.device;
+  check(cudaMemcpyAsync(page_->rows_until, arrays.rows_until().data, bytes, cudaMemcpyDeviceToHost, stream),
+        "cudaMemcpyAsync", "adopt");
+  check(cudaMemcpyAsync(page_->tokens, arrays.tokens().data, bytes, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync",
+        "adopt");
+  copied_ = rank_->mark(stream);
+}
+
+bool CopiedCounts::done() const noexcept {
+  if (filled_) return true;
+  if (!copied_->done()) return false;
+  const auto ranks = static_cast<std::size_t>(handle_.num_ranks);
+  handle_.rows_until.assign(page_->rows_until, page_->rows_until + ranks);
+  handle_.tokens.assign(page_->tokens, page_->tokens + ranks);
+  filled_ = true;
+  return true;
+}
+
+bool CopiedCounts::wait_for(std::uint64_t limit) const {
+  const std::uint64_t begin = protocol::now_ns();
+  while (!done()) {
+    if (protocol::now_ns() - begin > limit) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+void CopiedCounts::wait() const {
+  while (!wait_for(1'000'000'000)) rank_->look("adopt", "between");
 }
 
 CountsEvent::CountsEvent(std::shared_ptr<Rank> rank, Handle::State& handle, std::uint64_t op_limit_ns,

@@ -26,8 +26,8 @@ class DeviceHandle final : public DeviceArrays {
   std::int32_t* final_place() const { return final_place_; }
   /// Whether the array of final rows is, or is on its way to be, filled.
   bool has_final_place = false;
-  /// Room for `rows` source indices, in the window; filled by the first dispatch.
-  std::uint64_t source_for(std::int64_t rows);
+  /// Where peers write `rows` source indices, in the window of the rank that dispatches: a handle serves other engines too.
+  std::uint64_t source_for(const std::shared_ptr<Rank>& rank, std::int64_t rows);
   const std::int32_t* source_data() const { return source_; }
   bool has_source() const { return source_ != nullptr; }
   std::int64_t source_rows() const { return source_rows_; }
@@ -41,10 +41,27 @@ class DeviceHandle final : public DeviceArrays {
   std::shared_ptr<Rank> rank_;
   std::int64_t num_tokens_ = 0;
   Block arrays_, source_block_;
+  const Rank* source_rank_ = nullptr;
   std::shared_ptr<const void> owner_;
   std::int32_t* final_place_ = nullptr;
   const std::int32_t* source_ = nullptr;
   std::int64_t source_rows_ = 0;
+};
+
+/// Of an adopted handle: its counts are copied to a page; done when they are there.
+class CopiedCounts final : public anyep::Event::State {
+ public:
+  CopiedCounts(std::shared_ptr<Rank> rank, Handle::State& handle, cudaStream_t stream);
+  bool done() const noexcept override;
+  bool wait_for(std::uint64_t limit) const override;
+  void wait() const override;
+
+ private:
+  std::shared_ptr<Rank> rank_;
+  Handle::State& handle_;  ///< which owns this
+  PagePointer page_;
+  std::shared_ptr<EventHandle> copied_;
+  mutable bool filled_ = false;
 };
 
 /// Done when notify has written the page of counts; then they are in the state's vectors.

@@ -54,19 +54,20 @@ SideField side_field(const TensorView& view) {
 }
 
 Grant no_grant(std::uint64_t room) {
-  Grant grant{Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, {}, room};
+  Grant grant{Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, {}, room, 0};
   std::fill(std::begin(grant.extra), std::end(grant.extra), Grant::kNone);
   return grant;
 }
 
 /// A dispatch of source indices alone: for a handle whose rows nobody has dispatched. All ranks of a group have dispatched the
 /// same handles.
-void send_sources(const Rank::Launch& launch, DeviceHandle& handle, std::int64_t rows, int num_sms) {
+void send_sources(const std::shared_ptr<Rank>& rank, const Rank::Launch& launch, DeviceHandle& handle,
+                  std::int64_t rows, int num_sms) {
   DispatchParams params;
   params.team = launch.team;
   params.places = handle.places();
   params.grant = no_grant(static_cast<std::uint64_t>(rows));
-  params.grant.source = handle.source_for(rows);
+  params.grant.source = handle.source_for(rank, rows);
   params.rows_until = handle.rows_until_data;
   launch_dispatch(params, num_sms, launch.stream);
 }
@@ -153,11 +154,12 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   grant.x = take(dispatch.out.x, "x");
   if (dispatch.x.scales.given()) grant.scales = take(dispatch.out.scales, "scales");
   if (dispatch.x.experts.given()) grant.experts = take(dispatch.out.experts, "experts");
+  grant.wide_ids = dispatch.out.experts.dtype == DType::kI64 ? 1 : 0;
   if (dispatch.x.weights.given()) grant.weights = take(dispatch.out.weights, "weights");
   for (std::size_t at = 0; at < dispatch.x.extra.size(); ++at) {
     grant.extra[at] = take(dispatch.out.extra[at], "extra payload");
   }
-  grant.source = handle.source_for(dispatch.room);
+  grant.source = handle.source_for(rank_, dispatch.room);
 
   params.team = launch.team;
   params.places = handle.places();
@@ -169,7 +171,6 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   params.weights = side_field(dispatch.x.weights);
   for (std::size_t at = 0; at < dispatch.x.extra.size(); ++at) params.extra[at] = side_field(dispatch.x.extra[at]);
   params.num_experts = dispatch.handle->num_experts;
-  params.wide_ids_out = dispatch.out.experts.given() && dispatch.out.experts.dtype == DType::kI64;
   params.rows_until = handle.rows_until_data;
   params.mark_rest_until = dispatch.x.experts.given() ? dispatch.room : 0;
   if (!handle.has_final_place) {
@@ -258,7 +259,7 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
     core::throw_capacity(call.op, "bytes of one slot", slot_bytes(params.dtype, params.hidden, params.num_weights),
                          rank_->layout().slot_region_bytes, "Create the engine with a larger rows_bytes.");
   }
-  if (!handle.has_source()) send_sources(launch, handle, x.shape[0], sms(call));
+  if (!handle.has_source()) send_sources(rank_, launch, handle, x.shape[0], sms(call));
   params.source = handle.source_data();
   for (std::int64_t first = 0; first < most_tokens; first += slot_rows) {
     params.first_token = first;

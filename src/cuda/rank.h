@@ -103,6 +103,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Launch begin(const backend::Call& call, Half half = Half::kFirst);
   /// Its event, after everything was launched; `verify` runs once it is done and may throw.
   std::shared_ptr<anyep::Event::State> end(const backend::Call& call, std::function<void()> verify = {});
+  /// The work that `stream` holds now.
+  std::shared_ptr<EventHandle> mark(cudaStream_t stream) { return events_.record(stream); }
   /// Blocks that the op being put on its stream uses, and nobody else.
   void keep_until_done(Block block) { temporary_.push_back(std::move(block)); }
 

@@ -35,7 +35,8 @@ struct Grant {
   static constexpr std::uint64_t kNone = ~std::uint64_t{0};
   std::uint64_t x, scales, experts, weights, source;  ///< kNone = the field is not wanted
   std::uint64_t extra[kMaxExtra];
-  std::uint64_t room;  ///< rows; a sender writes none at or beyond it
+  std::uint64_t room;      ///< rows; a sender writes none at or beyond it
+  std::uint64_t wide_ids;  ///< 1 = experts of 8 bytes, 0 = of 4
 };
 
 /// What the holder of expert outputs tells a token's home at the start of a combine.
@@ -98,6 +99,9 @@ static_assert(sizeof(Grant) <= kWordBytes && sizeof(Offer) <= kWordBytes);
 
 /// Slot regions larger than this hold 4096 rows of 16 KiB, a whole operation of the sizes that are trained with today.
 inline constexpr std::uint64_t kMaxSlotRegionBytes = std::uint64_t{64} << 20;
+/// What words and packets, which carry their flags, need beyond the records that low_latency_bytes_for() counts: a share, and
+/// the least in which small batches find room. With less, small batches travel as records.
+inline constexpr std::uint64_t kFlaggedShare = 4, kFlaggedBytes = std::uint64_t{4} << 20;
 /// Backed for handles from the start: 60 handles of 4096 tokens on 8 ranks. More are grown for.
 inline constexpr std::uint64_t kHandleBytes = std::uint64_t{16} << 20;
 /// The share of rows_bytes that slots take, at most; the rest is heap.
@@ -127,7 +131,9 @@ constexpr WindowLayout WindowLayout::make(const Budget& budget, int num_ranks) {
   at.chunks_per_region = core::ceil_div(at.slot_region_bytes / kLeastSlotBytes, kRowsPerChunk);
   at.chunks = words.take(kSlotRegions * ranks * at.chunks_per_region * sizeof(std::uint64_t));
   core::Cursor pages(kPageBytes, words.bytes());
-  at.low_latency_bytes = static_cast<std::uint64_t>(budget.low_latency_bytes);
+  const auto low_latency_bytes = static_cast<std::uint64_t>(budget.low_latency_bytes);
+  at.low_latency_bytes =
+      low_latency_bytes == 0 ? 0 : low_latency_bytes + low_latency_bytes / kFlaggedShare + ranks * kFlaggedBytes;
   at.low_latency = pages.take(at.low_latency_bytes);
   const std::uint64_t slot_bytes = kSlotRegions * ranks * at.slot_region_bytes;
   at.slots = pages.take(slot_bytes);

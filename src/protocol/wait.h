@@ -36,6 +36,9 @@ inline constexpr unsigned kSpinPolls = 400;
 inline constexpr unsigned kYieldPolls = 200;
 /// The longest sleep: what a lost wake-up could cost.
 inline constexpr std::uint64_t kSleepNs = 1'000'000;
+/// On the GPU the first polls acquire: most waits are short, and an acquire at the end would cost them a round trip. Later
+/// ones do not: each empties the L1 of an SM that others work on.
+inline constexpr unsigned kAcquiringPolls = 16;
 /// On the GPU abort word and clock are looked at this often.
 inline constexpr unsigned kPollsPerCheck = 1000;
 
@@ -70,9 +73,14 @@ ANYEP_HD Ended wait_until(const Waiter& w, const Who& who, std::uint64_t& word, 
   const std::uint64_t from_ns = w.waited_ns != nullptr ? now_ns() : 0;
   Ended ended = Ended::kReached;
   for (unsigned polls = 1;; ++polls) {
-    const std::uint64_t seen = Shared(word).load(kRelaxed);
+#if defined(__CUDA_ARCH__)
+    const bool acquires = polls < kAcquiringPolls || order == kRelaxed;
+#else
+    const bool acquires = order == kRelaxed;
+#endif
+    const std::uint64_t seen = Shared(word).load(acquires ? order : kRelaxed);
     if (there(seen)) {
-      if (order != kRelaxed) (void)Shared(word).load(kAcquire);  // pattern B', litmus mp-poll-acquire
+      if (!acquires) (void)Shared(word).load(kAcquire);  // pattern B', litmus mp-poll-acquire
       break;
     }
 #if defined(__CUDA_ARCH__)
@@ -108,11 +116,13 @@ ANYEP_HD Ended wait_until(const Waiter& w, const Who& who, std::uint64_t& word, 
 
 /// Polls until the mark has reached `expected`. A mark of the same epoch with another code is a mismatch.
 [[nodiscard]] ANYEP_HD inline Ended wait(const Waiter& w, const Who& who, std::uint64_t& word, std::uint64_t expected) {
-  const Ended ended =
-      wait_until(w, who, word, expected, [expected](std::uint64_t seen) { return reached(seen, expected); });
+  std::uint64_t last = 0;
+  const Ended ended = wait_until(w, who, word, expected, [expected, &last](std::uint64_t seen) {
+    last = seen;
+    return reached(seen, expected);
+  });
   if (ended != Ended::kReached) return ended;
-  const std::uint64_t seen = Shared(word).load(kRelaxed);
-  return contradicts(seen, expected) ? give_up(w, who, expected, seen, Ended::kMismatch) : Ended::kReached;
+  return contradicts(last, expected) ? give_up(w, who, expected, last, Ended::kMismatch) : Ended::kReached;
 }
 
 /// Has the mark been reached? Never waits.

@@ -59,7 +59,8 @@ class SideFields {
       }
       const auto at = [window](std::uint64_t offset) { return offset == Grant::kNone ? nullptr : window + offset; };
       if (p_.experts.given()) {
-        send_choices(first, row, receiver, at(grant.experts), reinterpret_cast<float*>(at(grant.weights)));
+        send_choices(first, row, receiver, grant.wide_ids != 0, at(grant.experts),
+                     reinterpret_cast<float*>(at(grant.weights)));
       }
       send_field(p_.scales, first, row, at(grant.scales));
       for (int extra = 0; extra < Grant::kMaxExtra; ++extra) {
@@ -70,7 +71,8 @@ class SideFields {
   }
 
   /// Local ids where the receiver hosts the expert, else -1 and weight 0.
-  __device__ void send_choices(std::uint32_t first, std::int32_t row, int receiver, std::byte* ids, float* weights) {
+  __device__ void send_choices(std::uint32_t first, std::int32_t row, int receiver, bool wide_ids, std::byte* ids,
+                               float* weights) {
     constexpr int kUnroll = 4;
     const std::uint32_t top_k = p_.experts.num_elements, count = kLanes * top_k;
     const std::uint32_t inverse = (0x10000u + top_k - 1) / top_k;  // element / top_k, exact: elements are below 1024
@@ -98,7 +100,7 @@ class SideFields {
         const std::int64_t at = static_cast<std::int64_t>(to[i]) * top_k + choice;
         const std::int64_t local = expert[i] - block.first;
         const bool hosted = local >= 0 && local < block.count;
-        if (ids != nullptr && p_.wide_ids_out) {
+        if (ids != nullptr && wide_ids) {
           reinterpret_cast<std::int64_t*>(ids)[at] = hosted ? local : -1;
         } else if (ids != nullptr) {
           reinterpret_cast<std::int32_t*>(ids)[at] = hosted ? static_cast<std::int32_t>(local) : -1;
@@ -159,7 +161,7 @@ class SideFields {
 
   /// Own rows that nobody sends: ids of -1.
   __device__ void mark_rest(std::int64_t first, std::int64_t end) {
-    const std::uint32_t row_bytes = p_.experts.num_elements * (p_.wide_ids_out ? 8 : 4);
+    const std::uint32_t row_bytes = p_.experts.num_elements * (p_.grant.wide_ids != 0 ? 8 : 4);
     std::byte* const to = p_.team.window[p_.team.rank] + p_.grant.experts + first * row_bytes;
     const auto count = static_cast<std::uint32_t>((end - first) * row_bytes / 4);
     for (auto at = static_cast<std::uint32_t>(lane_index()); at < count; at += kLanes) {

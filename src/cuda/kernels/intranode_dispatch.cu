@@ -22,9 +22,6 @@ constexpr int kMaxRowWarps = 10, kMaxWarps = kMaxRowWarps + 5;
 
 /// One warp: where this rank's rows lie, and the permission to write them. Earlier readers of the rows: stream order.
 __device__ void grant_rows(const DispatchParams& p, const Turn& turn) {
-  std::uint32_t ticket = 0;
-  if (lane_index() == 0) ticket = draw_ticket(p.team, kPileGrant);
-  if (from_lane(ticket, 0) != 0) return;
   const int sender = lane_index(), me = p.team.rank;
   if (sender >= p.team.num_ranks || sender == me) return;
   *reinterpret_cast<Grant*>(p.team.window[sender] + p.team.layout.word(p.team.layout.grant, me)) = p.grant;
@@ -46,19 +43,21 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   ptx::grid_dependency_wait();
   const DispatchParams& p = a.params;
   __shared__ Turn turn;
-  open_turn(p.team, kSeqDispatch, turn);
   const int warp = warp_index(), rows = a.plan.row_warps, sides = a.plan.side_warps;
   BulkRows bulk_rows(a, turn, stages + static_cast<std::uint32_t>(warp * kRowStages) * a.plan.stage_bytes,
                      loaded + warp * kRowStages);
+  std::uint32_t grant_ticket = 1;
+  if (warp == rows + sides && lane_index() == 0) grant_ticket = draw_ticket(p.team, kPileGrant);
   if (kBulk && warp < rows) bulk_rows.start();
+  open_turn(p.team, kSeqDispatch, turn);
   __syncthreads();  // the turn is there
   bool ok = true;
   if (warp < rows) {
     ok = kBulk ? bulk_rows.run() : PlainRows(a, turn).run();
   } else if (warp < rows + sides) {
     ok = SideFields(p, turn).run();
-  } else if (!turn.left) {
-    grant_rows(p, turn);
+  } else if (from_lane(grant_ticket, 0) == 0 && !turn.left) {
+    grant_rows(p, turn);  // in the first block to come
   }
   ok = ok && !turn.left;
   if (!last_to_finish(p.team, kSeqDispatch, !ok)) return;

@@ -30,7 +30,6 @@ struct DispatchParams {
   SideField weights;  ///< float32
   SideField extra[Grant::kMaxExtra];
   int num_experts = 0;                  ///< for ids
-  bool wide_ids_out = true;             ///< ids at the receivers: 8 or 4 bytes (equal on every rank)
   Grant grant{};                        ///< of this rank as receiver; same for every sender
   std::int32_t* final_place = nullptr;  ///< [num_tokens, num_ranks] final rows, or null
   /// Rows beyond those received have ids of -1 up to here, the room; 0 = leave them (exact-size outputs).

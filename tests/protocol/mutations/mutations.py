@@ -43,7 +43,7 @@ def order(name, scenario, *changes):
 ARRIVED = "Shared(*end_.arrived).store(make_mark(generation_, *end_.last, code_), kRelease);"
 CREDIT = "Shared(*end_.credit).store(make_mark(generation_, until, code_), kRelease);"
 LAST_LOOK = "(void)Shared(word).load(kAcquire);"
-FIRST_LOOK = "if (there(Shared(word).load(kAcquire))) return Ended::kReached;"
+FIRST_LOOK = "if (there(Shared(word).load(order))) return Ended::kReached;"
 WAIT_CREDIT = "return wait(w, who, *end_.credit, make_mark(generation_, turn(), code_));"
 MUTATIONS = [
     # Order
@@ -51,7 +51,7 @@ MUTATIONS = [
     order("credit is stored relaxed, ring", "ring-side-by-side", ("handoff.h", CREDIT, CREDIT.replace("kRelease", "kRelaxed"))),
     order("credit is stored relaxed, rows that move", "moving", ("handoff.h", CREDIT, CREDIT.replace("kRelease", "kRelaxed"))),
     order("a wait ends without an acquire", "ring", ("wait.h", LAST_LOOK, LAST_LOOK.replace("kAcquire", "kRelaxed"))),
-    order("the first look of a wait is relaxed", "ring", ("wait.h", FIRST_LOOK, FIRST_LOOK.replace("kAcquire", "kRelaxed"))),
+    order("the first look of a wait is relaxed", "ring", ("wait.h", FIRST_LOOK, FIRST_LOOK.replace("(order)", "(kRelaxed)"))),
     order("a look without waiting is relaxed", "ring",
           ("wait.h", "return reached(Shared(word).load(kAcquire), expected);",
            "return reached(Shared(word).load(kRelaxed), expected);")),
@@ -119,8 +119,8 @@ MUTATIONS = [
     plain("a masked peer is waited for", "Masked",
           ("wait.h", "  if (w.masked != nullptr && Shared(", "  if (false && Shared(")),
     plain("a word of another call is accepted", "AnotherCall",
-          ("wait.h", "return contradicts(seen, expected) ? give_up(w, who, expected, seen, Ended::kMismatch) : Ended::kReached;",
-           "return contradicts(seen, seen) ? give_up(w, who, expected, seen, Ended::kMismatch) : Ended::kReached;")),
+          ("wait.h", "return contradicts(last, expected) ? give_up(w, who, expected, last, Ended::kMismatch) : Ended::kReached;",
+           "return contradicts(last, last) ? give_up(w, who, expected, last, Ended::kMismatch) : Ended::kReached;")),
     plain("announcements are not looked at", "Announced", ("wait.h", "if (w.announced != nullptr) {", "if (false) {")),
     plain("a second failure overwrites the record", "FirstRecordWins",
           ("fault.h", "  if (!Shared(record.claimed).claim(0, 1, kRelaxed)) return;\n",
