@@ -12,7 +12,7 @@ constexpr int kMostSegment = 3584;  ///< a quarter of a row of 7168 elements
 constexpr int kAccess = 16, kPerAccess = kAccess / 2;
 constexpr int kAhead = kStages + 1;  ///< units whose places are known or on their way
 
-__device__ void add(float (&sum)[kPerAccess], const uint4& values) {
+__device__ void add(float (&sum)[kPerAccess], uint4 values) {
   const auto* const pairs = reinterpret_cast<const __nv_bfloat162*>(&values);
 #pragma unroll
   for (int i = 0; i < kPerAccess / 2; ++i) {
@@ -32,13 +32,15 @@ __device__ uint4 rounded(const float (&sum)[kPerAccess]) {
 
 /// The usual case between two ranks: segments of the full size, one of each.
 __device__ void add_two(const std::byte* one, const std::byte* other, std::byte* out) {
+  constexpr int kAccesses = kMostSegment / (kAccess * kLanes), kStep = kLanes * kAccess;
 #pragma unroll
-  for (int i = 0; i < kMostSegment / (kAccess * kLanes); ++i) {
-    const int at = i * kLanes * kAccess;
+  for (int i = 0; i < kAccesses; ++i) {
+    const uint4 a = *reinterpret_cast<const uint4*>(one + i * kStep),
+                b = *reinterpret_cast<const uint4*>(other + i * kStep);
     float sum[kPerAccess] = {};
-    add(sum, *reinterpret_cast<const uint4*>(one + at));
-    add(sum, *reinterpret_cast<const uint4*>(other + at));
-    __stcs(reinterpret_cast<uint4*>(out + at), rounded(sum));
+    add(sum, a);
+    add(sum, b);
+    __stcs(reinterpret_cast<uint4*>(out + i * kStep), rounded(sum));
   }
 }
 
