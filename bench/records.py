@@ -105,9 +105,9 @@ def base_record(about, commit):
 
 
 def write(records, folder, topic):
-    model = re.sub(r"[^a-z0-9]+", "-", records[0]["gpu"].split(":", 1)[1].lower()).strip("-")
+    model = re.sub(r"[^a-z0-9]+", "-", records[0]["gpu"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{records[0]['date']}-cpu-{model}-x{records[0]['count']}-{topic}.jsonl"
+    path = folder / f"{records[0]['date']}-{model}-x{records[0]['count']}-{topic}.jsonl"
     with open(path, "a", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record) + "\n")

@@ -105,7 +105,9 @@ double run_rank(const Plan& plan, Meeting& meeting, int rank, Bootstrap& bootstr
   const int device = device_of(rank, gpus);
   check(cudaSetDevice(device), "cudaSetDevice");
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  int least = 0, greatest = 0;  // communication goes first where something else computes
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest), "cudaStreamCreateWithPriority");
 
   std::ofstream out;
   if (rank == 0) out.open(plan.out, std::ios::app);
@@ -124,7 +126,7 @@ double run_rank(const Plan& plan, Meeting& meeting, int rank, Bootstrap& bootstr
     Bench bench{&engine, &timer, &probes, rank, plan.ranks, gpus, plan.rounds, {}};
     bench.report = [&](Line line) {
       if (rank != 0) return;
-      line.text("gpu", properties.name).number("gpus", gpus).number("cuda_driver", driver);
+      line.text("gpu", properties.name).number("gpus", gpus).number("cuda_driver", driver).text("version", version());
       out << line.to_json() << '\n' << std::flush;
     };
     run_copies(bench, plan.copies, {7168, 14336});

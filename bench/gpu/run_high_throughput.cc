@@ -2,6 +2,7 @@
 #include <map>
 #include <memory>
 
+#include "bench/gpu/company.h"
 #include "bench/gpu/high_throughput.h"
 #include "bench/gpu/runs.h"
 #include "bench/support/content.h"
@@ -45,6 +46,7 @@ class HighThroughputRun {
   void add_patterns();
   void add_items();
   void measure_round();
+  void measure_in_company(const Item& item);
   double wrong(const Item& item);
   void call(const Item& item, int i) const;
   void report();
@@ -57,6 +59,7 @@ class HighThroughputRun {
   std::map<std::string, std::unique_ptr<GpuHighThroughput>> cases_;
   std::vector<Item> items_;
   std::vector<Pattern> patterns_;
+  std::unique_ptr<Company> company_;
   Series series_;
   std::map<std::string, double> wrong_;
 };
@@ -69,6 +72,7 @@ HighThroughputRun::HighThroughputRun(const Bench& bench, const Point& point)
   bench_.probes->set_routing(batch_);
   add_patterns();
   add_items();
+  if (point.product) company_ = std::make_unique<Company>(*bench.timer);
 }
 
 void HighThroughputRun::add_patterns() {
@@ -132,6 +136,10 @@ void HighThroughputRun::measure_round() {
                                   : bench_.probes->gather(pattern.row_bytes, pattern.order, pattern.sms));
   }
   for (const Item& item : items_) {
+    if (company_) {
+      measure_in_company(item);
+      continue;
+    }
     std::vector<double> host;
     series_.add(item.name, bench_.timer->queued([&](int i) {
       call(item, i);
@@ -142,6 +150,14 @@ void HighThroughputRun::measure_round() {
     if (point_.idle) series_.add("idle" + item.name, bench_.timer->from_idle([&](int i) { call(item, i); }));
     bench_.engine->check();
   }
+}
+
+/// Times of a point with company are those beside it; without it they are another point's.
+void HighThroughputRun::measure_in_company(const Item& item) {
+  series_.add(item.name, company_->beside([&](int i) { call(item, i); }));
+  series_.add("beside" + item.name, company_->with_calls());
+  series_.add("alone" + item.name, company_->alone());
+  bench_.engine->check();
 }
 
 double HighThroughputRun::run() {
@@ -178,6 +194,10 @@ void HighThroughputRun::report() {
                 static_cast<double>(fp8 ? point_.hidden + (point_.hidden + 127) / 128 * 4 : 2 * point_.hidden));
     line.number("wrong", wrong_[item.name]).samples("us", series_.of(item.name));
     line.samples("host_us", series_.of("host" + item.name)).samples("idle_us", series_.of("idle" + item.name));
+    if (company_) {
+      line.text("beside", "product").samples("beside_us", series_.of("beside" + item.name));
+      line.samples("alone_us", series_.of("alone" + item.name));
+    }
     bench_.report(line);
   }
 }

@@ -96,7 +96,14 @@ void count_wrong_rows(const RowCheck& check, cudaStream_t stream);
 /// Counts elements of a gather's sums that differ from those of rows filled with seed + rank.
 void count_wrong_sums(const Gather& gather, std::uint64_t seed, unsigned long long* wrong, cudaStream_t stream);
 
-/// Keeps the stream busy for about so long.
-void delay(std::uint64_t ns, cudaStream_t stream);
+// ---- company ----
+
+/// Sums = A x B, matrices of edge x edge bfloat16, B by columns, sums in float32; edge a multiple of 128.
+struct Product {
+  const std::byte *a = nullptr, *b = nullptr;
+  float* sums = nullptr;
+  int edge = 0;
+};
+void multiply_matrices(const Product& product, cudaStream_t stream);
 
 }  // namespace anyep::bench::probes

@@ -43,12 +43,6 @@ __global__ void __launch_bounds__(Step::kThreads, 1) step_kernel(const __grid_co
 
 __global__ void empty_kernel() {}
 
-__global__ void delay_kernel(long long clocks) {
-  const long long start = clock64();
-  while (clock64() - start < clocks) {
-  }
-}
-
 }  // namespace
 
 void step(const Step& step, int blocks, cudaStream_t stream) {
@@ -58,12 +52,6 @@ void step(const Step& step, int blocks, cudaStream_t stream) {
 void empty_step(cudaStream_t stream) {
   empty_kernel<<<1, kLanes, 0, stream>>>();
   check(cudaGetLastError(), "launch of an empty kernel");
-}
-
-void delay(std::uint64_t ns, cudaStream_t stream) {
-  constexpr double kClocksPerNs = 1.75;  // of Hopper GPUs under load, about
-  delay_kernel<<<1, 1, 0, stream>>>(static_cast<long long>(static_cast<double>(ns) * kClocksPerNs));
-  check(cudaGetLastError(), "launch of a delay");
 }
 
 }  // namespace anyep::bench::probes
