@@ -36,8 +36,9 @@ class ANYEP_API Engine {
   /// Of `shape` only num_experts and top_k matter.
   Handle route(const Shape&, const Routing&, StreamRef = {}, const Options& = {});
 
-  /// Rows in the window, where peers can write and gather. @throws Error kCapacity: need and have of the budget.
-  OwnedRows make_rows(std::int64_t num_rows, const Shape&);
+  /// Rows in the window, where peers can write and gather. On a GPU `stream` tells whether they belong to a capture: those go
+  /// to no other call as long as the engine lives. @throws Error kCapacity: need and have of the budget.
+  OwnedRows make_rows(std::int64_t num_rows, const Shape&, StreamRef stream = {});
 
   /// Sends each token once to every rank that the handle names. Asynchronous. `out` has num_rows() rows, or any number when
   /// the host must not wait: experts is -1 past the last row, the rest there is unspecified; fewer rows than needed drop the
@@ -63,10 +64,10 @@ class ANYEP_API Engine {
   Layout layout(const Shape&, const Routing&, StreamRef = {});  ///< local
   /// Local, on a GPU's stream; the host does not wait. @throws Error kUnsupported on CPU ranks
   void layout(const Shape&, const Routing&, const LayoutArrays& out, StreamRef = {});
-  /// A handle over arrays in this engine's GPU memory, which `owner` keeps alive. Kernels check bounds; values that no
+  /// A handle over arrays in this engine's GPU memory, which `owner` keeps alive and the stream has filled. Kernels check bounds; values that no
   /// route has given make wrong results, never foreign writes. @throws Error kArgument, kUnsupported on CPU ranks
-  Handle adopt(const HandleArrays&, std::shared_ptr<const void> owner);
-  void barrier(StreamRef = {});  ///< of unmasked ranks
+  Handle adopt(const HandleArrays&, std::shared_ptr<const void> owner, StreamRef = {});
+  void barrier(StreamRef = {});  ///< of unmasked ranks; on a GPU what follows on the stream waits, the host does not
   /// Instead of a collective call whose arguments the caller itself found wrong: takes the call's number and tells the
   /// peers, which get kAborted with the text instead of waiting for this rank.
   void refuse(Op op, const std::string& why);

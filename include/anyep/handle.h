@@ -40,7 +40,8 @@ class ANYEP_API Handle {
   /// The same, each rounded up to `alignment` >= 1.
   std::vector<std::int64_t> aligned_pairs_per_expert(std::int64_t alignment) const;
 
-  // On a GPU these lie in its memory and live as long as the handle; kernels that fill them may still be on the stream.
+  // On a GPU these lie in its memory and live as long as the handle; the host does not wait: what fills them may still be on
+  // the stream.
   TensorView rows_until() const;  ///< int32 [num_ranks]: rows received from ranks 0..s, inclusive; waits
   TensorView place() const;       ///< int32 [num_tokens, num_ranks]: row at that rank, -1 = not sent there; waits
   /// int32 [num_rows]: token on its source rank; waits. On a GPU it arrives with the rows and has as many entries as the

@@ -15,7 +15,7 @@ namespace {
 
 }  // namespace
 
-std::shared_ptr<Handle::State> Backend::adopt(const HandleArrays&, std::shared_ptr<const void>) {
+std::shared_ptr<Handle::State> Backend::adopt(const HandleArrays&, std::shared_ptr<const void>, StreamRef) {
   needs_device("adopt");
 }
 

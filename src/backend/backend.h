@@ -70,10 +70,12 @@ class Backend {
   /// True: calls put their work on Call::stream and return, tensors lie in a device's memory, and record() tells when the
   /// work is done. False: calls do their work on the thread that makes them, tensors lie in host memory.
   virtual bool runs_on_stream() const { return false; }
+  /// The call's stream goes on only once an event of a host's has ended; the caller does not wait.
+  virtual void hold_back(const Call&, const std::shared_ptr<Event::State>&) {}
   /// The event that ends the op whose call was just made.
   virtual std::shared_ptr<Event::State> record(const Call&) { return nullptr; }
   /// A handle over arrays in this device's memory that the caller keeps alive by `owner`.
-  virtual std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner);
+  virtual std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner, StreamRef);
   /// What this rank's routing says. Local.
   virtual Layout layout(const Shape&, const Routing&, StreamRef);
   /// The same on the stream, into arrays in this device's memory.
@@ -89,6 +91,10 @@ class Backend {
   virtual void barrier(const Call&) = 0;
 
   virtual std::unique_ptr<OwnedRows::State> make_rows(std::int64_t num_rows, const Shape&) = 0;
+  /// The same for the work of a stream, which may be in a capture.
+  virtual std::unique_ptr<OwnedRows::State> make_rows_on(std::int64_t num_rows, const Shape& shape, StreamRef) {
+    return make_rows(num_rows, shape);
+  }
   virtual TensorView combine_buffer(const Shape&) = 0;
   virtual TensorView memory(Mode, std::size_t offset, std::size_t bytes) = 0;
   virtual std::shared_ptr<const void> hold_memory() = 0;

@@ -7,6 +7,7 @@
 
 #include "backend/checks.h"
 #include "core/check.h"
+#include "core/gpu_low_latency.h"
 #include "core/limits.h"
 #include "core/low_latency.h"
 
@@ -195,8 +196,16 @@ std::int64_t low_latency_bytes_for(const Shape& shape, int num_ranks) {
   limits.budget.max_experts = core::kMaxExperts;
   if (num_ranks < 1) core::throw_argument(kOp, "num_ranks", fmt::to_string(num_ranks), "1 or more");
   backend::check_shape(kOp, shape, false, limits);
-  return static_cast<std::int64_t>(core::kLowLatencyRegions * static_cast<std::uint64_t>(num_ranks) *
-                                   backend::low_latency_region_bytes(shape, num_ranks));
+  std::uint64_t region = backend::low_latency_region_bytes(shape, num_ranks);
+  namespace gpu = cuda::low_latency;
+  if (shape.hidden <= gpu::kMaxHidden && shape.max_tokens <= gpu::kMaxTokens) {
+    // Words and packets too, so that one budget serves on either kind of rank. CPU ranks never touch the difference.
+    const auto local = static_cast<int>(core::most_local_experts(shape.num_experts, num_ranks));
+    region =
+        std::max(region, gpu::region_bytes_for(shape.hidden, local, shape.top_k, static_cast<int>(shape.max_tokens)));
+  }
+  region = core::round_up(region, core::kPageBytes);
+  return static_cast<std::int64_t>(core::kLowLatencyRegions * static_cast<std::uint64_t>(num_ranks) * region);
 }
 
 }  // namespace anyep

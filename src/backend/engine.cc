@@ -126,7 +126,7 @@ Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& 
   });
 }
 
-OwnedRows Engine::make_rows(std::int64_t num_rows, const Shape& shape) {
+OwnedRows Engine::make_rows(std::int64_t num_rows, const Shape& shape, StreamRef stream) {
   constexpr const char* kOp = "make_rows";
   Core::Entry entry(*core_, kOp);
   if (num_rows < 0) core::throw_argument(kOp, "num_rows", fmt::to_string(num_rows), "0 or more");
@@ -142,7 +142,7 @@ OwnedRows Engine::make_rows(std::int64_t num_rows, const Shape& shape) {
                              : row_bytes * static_cast<std::uint64_t>(num_rows),
                          heap_bytes, "Create the engine with a larger budget.rows_bytes.");
   }
-  return OwnedRows(core_->backend->make_rows(num_rows, shape));
+  return OwnedRows(core_->backend->make_rows_on(num_rows, shape, stream));
 }
 // ---- the rest ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ void Engine::layout(const Shape& shape, const Routing& routing, const LayoutArra
   core_->launch([&] { core_->backend->layout_into(shape, routing, out, stream); });
 }
 
-Handle Engine::adopt(const HandleArrays& arrays, std::shared_ptr<const void> owner) {
+Handle Engine::adopt(const HandleArrays& arrays, std::shared_ptr<const void> owner, StreamRef stream) {
   constexpr const char* kOp = "adopt";
   Core::Entry entry(*core_, kOp);
   const int ranks = core_->limits.num_ranks;
@@ -196,13 +196,13 @@ Handle Engine::adopt(const HandleArrays& arrays, std::shared_ptr<const void> own
   check("place", arrays.place, {-1, ranks});
   check("source", arrays.source, {-1});
   check("tokens", arrays.tokens, {ranks});
-  return Handle(core_->backend->adopt(arrays, std::move(owner)));
+  return Handle(core_->backend->adopt(arrays, std::move(owner), stream));
 }
 
 void Engine::barrier(StreamRef stream) {
   Core::Entry entry(*core_, "barrier");
   Options options;
-  options.wait = true;
+  options.wait = !core_->limits.on_device;
   const Call call = core_->next_call(Op::kBarrier, stream, options);
   core_->submit(call, options, [core = core_.get(), call] { core->backend->barrier(call); });
 }

@@ -171,10 +171,24 @@ class Engine::Core {
     }
   }
 
+  /// The stream awaits what the op comes after.
+  void hold_back_stream(const std::vector<Event>& after, const Call& call) const {
+    for (const Event& event : after) {
+      if (event.state_ == nullptr) continue;
+      if (event.state_->ends_on_stream()) {
+        event.state_->make_wait(call.stream);
+      } else if (event.state_->done()) {
+        event.state_->wait();  // throws what went wrong
+      } else {
+        backend->hold_back(call, event.state_);
+      }
+    }
+  }
+
   /// An op of a backend that runs on streams: `body` puts it on the call's stream, now.
   Event submit_to_stream(const Call& call, const Options& options, const std::function<void()>& body) {
     try {
-      for (const Event& event : options.after) event.make_wait(call.stream);
+      hold_back_stream(options.after, call);
       launch(body);
     } catch (const Error& error) {
       if (!spares_the_engine(error.code)) throw;

@@ -44,7 +44,7 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
   const std::uint64_t sent = core.num_low_latency_sends;
   core.unreceived.push_back(sent);
   if (core.limits.on_device) {
-    for (const Event& event : op->options.after) event.make_wait(op->call.stream);
+    core.hold_back_stream(op->options.after, op->call);
     core.launch([&] { (core.backend.get()->*send)(*op); });
   } else {
     core.queue.run([&core, op, send] {

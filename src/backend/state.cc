@@ -15,13 +15,27 @@ namespace anyep {
 // ---- events --------------------------------------------------------------------------------------------------------
 
 void Event::State::finish(const Error* error) noexcept {
+  std::vector<std::function<void()>> then;
   {
     const std::lock_guard lock(mutex_);
     if (done_) return;
     done_ = true;
     if (error != nullptr) error_.emplace(*error);
+    then.swap(then_);
   }
   changed_.notify_all();
+  for (const auto& each : then) each();
+}
+
+void Event::State::when_done(std::function<void()> then) const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!done_) {
+      then_.push_back(std::move(then));
+      return;
+    }
+  }
+  then();
 }
 
 bool Event::State::done() const noexcept {
@@ -242,23 +256,23 @@ std::vector<std::int64_t> Handle::aligned_pairs_per_expert(std::int64_t alignmen
 }
 
 TensorView Handle::rows_until() const {
+  if (state_ != nullptr && state_->device != nullptr) return state_->device->rows_until();
   const State& state = ready(state_);
-  if (state.device != nullptr) return state.device->rows_until();
   return view_of(state.rows_until, {state.num_ranks});
 }
 TensorView Handle::place() const {
+  if (state_ != nullptr && state_->device != nullptr) return state_->device->place();
   const State& state = ready(state_);
-  if (state.device != nullptr) return state.device->place();
   return view_of(state.place, {state.num_tokens, state.num_ranks});
 }
 TensorView Handle::source() const {
+  if (state_ != nullptr && state_->device != nullptr) return state_->device->source();
   const State& state = ready(state_);
-  if (state.device != nullptr) return state.device->source();
   return view_of(state.source, {state.num_rows()});
 }
 TensorView Handle::tokens() const {
+  if (state_ != nullptr && state_->device != nullptr) return state_->device->tokens();
   const State& state = ready(state_);
-  if (state.device != nullptr) return state.device->tokens();
   return view_of(state.tokens, {state.num_ranks});
 }
 

@@ -36,10 +36,15 @@ struct Event::State {
   virtual bool wait_for(std::uint64_t limit) const;
   /// What comes next on the stream waits; where there is no stream, the caller does.
   virtual void make_wait(StreamRef) const { wait(); }
+  /// Ends on a device's stream, where make_wait() holds up the stream and not the caller.
+  virtual bool ends_on_stream() const { return false; }
+  /// Runs `then` once the event has ended, well or not: now, or by the thread that ends it.
+  void when_done(std::function<void()> then) const;
 
  private:
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
+  mutable std::vector<std::function<void()>> then_;
   bool done_ = false;
   std::optional<Error> error_;
 };

@@ -35,6 +35,10 @@ LayoutParams layout_params(const Shape& shape, const Routing& routing, int num_r
 
 }  // namespace
 
+void CudaBackend::hold_back(const backend::Call& call, const std::shared_ptr<anyep::Event::State>& event) {
+  rank_->hold_back(call, *event);
+}
+
 std::shared_ptr<anyep::Event::State> CudaBackend::record(const backend::Call& call) {
   return rank_->end(call, std::exchange(verify_, {}));
 }

@@ -17,6 +17,7 @@ class CudaBackend final : public backend::Backend {
   explicit CudaBackend(std::shared_ptr<Rank> rank) : rank_(std::move(rank)) {}
 
   bool runs_on_stream() const override { return true; }
+  void hold_back(const backend::Call&, const std::shared_ptr<anyep::Event::State>&) override;
   std::shared_ptr<anyep::Event::State> record(const backend::Call&) override;
   std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner, StreamRef) override;
   Layout layout(const Shape&, const Routing&, StreamRef) override;

@@ -12,6 +12,7 @@
 #include "core/fault_point.h"
 #include "core/log.h"
 #include "core/tuning.h"
+#include "cuda/kernels/barrier.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/event.h"
@@ -28,6 +29,8 @@ constexpr const char* kCreate = "create";
 constexpr std::uint32_t kRecords = 2048;
 /// Records of captured ops, each for the graph's life.
 constexpr std::uint32_t kCapturedRecords = 4096;
+/// Host events that streams may be waiting for at a time.
+constexpr std::uint32_t kGates = 4096;
 /// Pages of counts, hence handles alive at a time before the oldest idle ones
 /// are asked for.
 constexpr std::size_t kPages = 256;
@@ -51,6 +54,7 @@ class StreamEvent final : public anyep::Event::State {
     op = name;
   }
 
+  bool ends_on_stream() const override { return true; }
   bool done() const noexcept override { return end_->done(); }
 
   bool wait_for(std::uint64_t limit) const override {
@@ -205,8 +209,10 @@ void Rank::take_device_memory() {
   const std::uint64_t records = (kRecords + kCapturedRecords) * sizeof(protocol::FaultRecord);
   core::Cursor at(64);
   const std::uint64_t records_at = at.take(records);
+  const std::uint64_t gates_at = at.take(kGates * sizeof(std::uint64_t));
   const std::uint64_t pages_at = at.take(kPages * core::round_up(sizeof(CountsPage), 64));
   pinned_ = PinnedPages(at.bytes());
+  gates_ = reinterpret_cast<std::uint64_t*>(pinned_.data() + gates_at);
   records_ = reinterpret_cast<protocol::FaultRecord*>(pinned_.data() + records_at);
   for (std::size_t page = 0; page < kPages; ++page) {
     free_pages_.push_back(
@@ -362,6 +368,27 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
     in_flight_.push_back(std::move(op));
   }
   return launch;
+}
+
+void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event) {
+  const std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  const auto stream = static_cast<cudaStream_t>(call.stream.native);
+  if (is_capturing(stream)) {
+    core::throw_error(ErrorCode::kUnsupported, call.op, "a host's event cannot be awaited in a captured graph");
+  }
+  GateParams params;
+  params.team = team_;
+  params.team.announced = nullptr;  // no peer has to do with it
+  params.team.record = next_record(false);
+  params.team.limit_ns = call.limit_ns;
+  params.open = gates_ + next_gate_++ % kGates;
+  *params.open = 0;
+  event.when_done([rank = shared_from_this(), open = params.open] {
+    protocol::Shared(*open).store(1, protocol::kRelease);  // pattern Q
+  });
+  launch_gate(params, stream);
+  in_flight_.push_back({call, params.team.record, events_.record(stream)});
 }
 
 std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call& call, std::function<void()> verify) {

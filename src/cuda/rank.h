@@ -101,6 +101,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   /// The second half of a low-latency op with a hook resumes what the first has announced.
   enum class Half { kFirst, kSecond };
   Launch begin(const backend::Call& call, Half half = Half::kFirst);
+  /// What comes next on the call's stream waits, within the call's limit, for an event that a host ends.
+  void hold_back(const backend::Call& call, const anyep::Event::State& event);
   /// Its event, after everything was launched; `verify` runs once it is done and may throw.
   std::shared_ptr<anyep::Event::State> end(const backend::Call& call, std::function<void()> verify = {});
   /// The work that `stream` holds now.
@@ -160,6 +162,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   std::vector<Block> temporary_;
   protocol::FaultRecord* records_ = nullptr;
   std::uint32_t next_record_ = 0, next_captured_ = 0;
+  std::uint64_t* gates_ = nullptr;
+  std::uint32_t next_gate_ = 0;
   cudaStream_t last_stream_ = nullptr;
   std::shared_ptr<EventHandle> last_;  ///< of the op put on a stream last
   bool capturing_ = false;             ///< the op being put on its stream is captured

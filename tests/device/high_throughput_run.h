@@ -230,7 +230,7 @@ class Run {
       dispatch.weights = {b.weights, c_.top_k * 4, 4, 4, top_k};
     }
     dispatch.num_experts = c_.num_experts;
-    dispatch.wide_ids_out = c_.wide_out;
+    dispatch.grant.wide_ids = c_.wide_out ? 1 : 0;
     dispatch.final_place = out.final_place;
     dispatch.mark_rest_until = c_.room == 1 ? out.room : 0;
     dispatch.rows_until = b.rows_until;

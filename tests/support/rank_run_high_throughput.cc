@@ -112,7 +112,7 @@ void RankRun::play(int step, const AdoptStep& what) {
     mirror_->upload(mine.in);
     const HandleArrays there{mirror_->at(arrays.rows_until), mirror_->at(arrays.place), mirror_->at(arrays.source),
                              mirror_->at(arrays.tokens)};
-    mine.handle = engine(step).adopt(there, nullptr);
+    mine.handle = engine(step).adopt(there, nullptr, stream());
   }
   put_handle(step);
   if (mirror_->device() >= 0) {

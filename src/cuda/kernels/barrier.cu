@@ -45,6 +45,15 @@ __global__ void __launch_bounds__(32) barrier_kernel(const __grid_constant__ Bar
   if (peer == 0) team.state->turn[kSeqBarrier] = turn.number;
 }
 
+// The host's own event, in front of an op; no turn, since peers know nothing of it.
+__global__ void __launch_bounds__(32) gate_kernel(const __grid_constant__ GateParams p) {
+  if (threadIdx.x != 0) return;
+  const protocol::Who who{p.team.rank, kWaitBeforeSend};
+  (void)protocol::wait_until(make_waiter(p.team, protocol::now_ns()), who, *p.open, 1,
+                             [](std::uint64_t seen) { return seen != 0; });  // pattern Q
+}
+
+const Kernel<GateParams> kGate(gate_kernel, "gate_kernel");
 const Kernel<BarrierParams> kBarrier(barrier_kernel, "barrier_kernel");
 
 }  // namespace
@@ -53,6 +62,10 @@ void launch_barrier(const BarrierParams& params, cudaStream_t stream) {
   LaunchShape shape;
   shape.stream = stream;
   kBarrier(shape, params);
+}
+
+void launch_gate(const GateParams& params, cudaStream_t stream) {
+  kGate({.blocks = 1, .threads = 32, .shared_bytes = 0, .stream = stream}, params);
 }
 
 }  // namespace anyep::cuda

@@ -14,4 +14,12 @@ struct BarrierParams {
 /// With masks a rank that stays away is masked; without, the op fails and the record names it.
 void launch_barrier(const BarrierParams& params, cudaStream_t stream);
 
+/// Holds up the stream until the host has stored something else than 0, within the op's limit.
+struct GateParams {
+  Team team;
+  std::uint64_t* open = nullptr;  ///< in pinned host memory
+};
+
+void launch_gate(const GateParams& params, cudaStream_t stream);
+
 }  // namespace anyep::cuda
