@@ -14,6 +14,10 @@ constexpr int kPairsPerGraph = 20, kReplaysPerRound = 10, kReplaysDropped = 3;
 /// Rows of the decode step: FP8 rows with their scales, rounded up to lines; BF16 rows.
 constexpr int kStepFp8Bytes = 7424, kStepBf16Bytes = 14336;
 
+std::string name_of_step(probes::StepForm form, int bytes, int blocks) {
+  return (form == probes::StepForm::kTight ? "tight" : "step") + std::to_string(bytes) + " " + std::to_string(blocks);
+}
+
 class LowLatencyRun {
  public:
   LowLatencyRun(const Bench& bench, const Point& point);
@@ -82,8 +86,9 @@ void LowLatencyRun::measure_steps() {
   if (rows > probes::Step::kMostRows) return;
   for (const int bytes : {kStepFp8Bytes, kStepBf16Bytes}) {
     for (const int blocks : Probes::step_blocks(rows, bench_.num_ranks, bench_.num_gpus)) {
-      series_.add("step" + std::to_string(bytes) + " " + std::to_string(blocks),
-                  bench_.probes->step(bytes, rows, blocks));
+      for (const auto form : {probes::StepForm::kCopied, probes::StepForm::kTight}) {
+        series_.add(name_of_step(form, bytes, blocks), bench_.probes->step(form, bytes, rows, blocks));
+      }
     }
   }
 }
@@ -178,9 +183,12 @@ void LowLatencyRun::report(double wrong) {
   }
   for (const int bytes : {kStepFp8Bytes, kStepBf16Bytes}) {
     for (const int blocks : Probes::step_blocks(static_cast<int>(point_.tokens), bench_.num_ranks, bench_.num_gpus)) {
-      Line line = base("probe", "step", bytes == kStepFp8Bytes ? "fp8" : "bf16");
-      line.number("row_bytes", bytes).number("blocks", blocks).number("wrong", 0);
-      bench_.report(line.samples("us", series_.of("step" + std::to_string(bytes) + " " + std::to_string(blocks))));
+      for (const auto form : {probes::StepForm::kCopied, probes::StepForm::kTight}) {
+        Line line = base("probe", "step", bytes == kStepFp8Bytes ? "fp8" : "bf16");
+        line.text("form", form == probes::StepForm::kTight ? "tight" : "copied");
+        line.number("row_bytes", bytes).number("blocks", blocks).number("wrong", 0);
+        bench_.report(line.samples("us", series_.of(name_of_step(form, bytes, blocks))));
+      }
     }
   }
 }

@@ -75,7 +75,9 @@ struct Step {
   int rank = 0, num_ranks = 1;
   int num_rows = 0, row_bytes = 0;
 };
-void step(const Step& step, int blocks, cudaStream_t stream);
+/// Two ways to write the same: see step.cu.
+enum class StepForm : std::uint8_t { kCopied, kTight };
+void step(const Step& step, StepForm form, int blocks, cudaStream_t stream);
 void empty_step(cudaStream_t stream);
 
 // ---- contents ----

@@ -121,11 +121,14 @@ void Run::measure_steps(Timer& timer, Probes& probes) {
     for (const int row_bytes : {7424, 14336}) {
       for (const int rows : arguments_.numbers("rows", "0,1,8,32,128")) {
         for (const int blocks : Probes::step_blocks(rows, meeting_.num_ranks(), num_gpus_)) {
-          keep(fmt::format("step {} B {} rows {} blocks", row_bytes, rows, blocks),
-               in_turn
-                   ? starts_.replayed(timer, device_of(rank_, num_gpus_), probes.step_graph(row_bytes, rows, blocks)) /
-                         Probes::kStepsPerGraph
-                   : probes.step(row_bytes, rows, blocks));
+          for (const auto form : {probes::StepForm::kCopied, probes::StepForm::kTight}) {
+            const char* const name = form == probes::StepForm::kTight ? "tight step" : "step";
+            keep(fmt::format("{} {} B {} rows {} blocks", name, row_bytes, rows, blocks),
+                 in_turn ? starts_.replayed(timer, device_of(rank_, num_gpus_),
+                                            probes.step_graph(form, row_bytes, rows, blocks)) /
+                               Probes::kStepsPerGraph
+                         : probes.step(form, row_bytes, rows, blocks));
+          }
         }
       }
     }

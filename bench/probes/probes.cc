@@ -170,8 +170,8 @@ std::vector<int> Probes::step_blocks(int rows, int num_ranks, int num_gpus) {
   return blocks;
 }
 
-cudaGraphExec_t Probes::step_graph(int row_bytes, int rows, int blocks) {
-  std::unique_ptr<Graph>& graph = steps_[{row_bytes, rows, blocks}];
+cudaGraphExec_t Probes::step_graph(probes::StepForm form, int row_bytes, int rows, int blocks) {
+  std::unique_ptr<Graph>& graph = steps_[{form, row_bytes, rows, blocks}];
   if (!graph) {
     probes::Step step;
     step.flags = shared_->at(0);
@@ -184,14 +184,14 @@ cudaGraphExec_t Probes::step_graph(int row_bytes, int rows, int blocks) {
     step.num_rows = rows;
     step.row_bytes = row_bytes;
     graph = std::make_unique<Graph>(timer_->stream(), [&] {
-      for (int i = 0; i < kStepsPerGraph; ++i) probes::step(step, blocks, timer_->stream());
+      for (int i = 0; i < kStepsPerGraph; ++i) probes::step(step, form, blocks, timer_->stream());
     });
   }
   return graph->get();
 }
 
 double Probes::empty_step() {
-  std::unique_ptr<Graph>& graph = steps_[{0, 0, 0}];
+  std::unique_ptr<Graph>& graph = steps_[{probes::StepForm::kTight, 0, 0, 0}];
   if (!graph) {
     graph = std::make_unique<Graph>(timer_->stream(), [&] {
       for (int i = 0; i < kStepsPerGraph; ++i) probes::empty_step(timer_->stream());

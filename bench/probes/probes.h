@@ -60,10 +60,10 @@ class Probes {
   /// GB/s per rank and direction: median of one batch.
   double copy_gbs(int row_bytes, probes::Direction direction, int sms);
   /// One period of a replayed graph; 0 rows: the flags alone.
-  double step(int row_bytes, int rows, int blocks) {
-    return timer_->replayed(step_graph(row_bytes, rows, blocks), kStepsPerGraph);
+  double step(probes::StepForm form, int row_bytes, int rows, int blocks) {
+    return timer_->replayed(step_graph(form, row_bytes, rows, blocks), kStepsPerGraph);
   }
-  cudaGraphExec_t step_graph(int row_bytes, int rows, int blocks);  ///< local
+  cudaGraphExec_t step_graph(probes::StepForm form, int row_bytes, int rows, int blocks);  ///< local
   double empty_step();
   /// Numbers of blocks with which the step is tried: no more than rows, and all blocks resident.
   static std::vector<int> step_blocks(int rows, int num_ranks, int num_gpus);
@@ -88,7 +88,7 @@ class Probes {
   DeviceMemory x_, out_, words_;
   DeviceMemory places_, before_, source_, token_;
   int num_tokens_ = 0, num_rows_ = 0;
-  std::map<std::tuple<int, int, int>, std::unique_ptr<Graph>> steps_;
+  std::map<std::tuple<probes::StepForm, int, int, int>, std::unique_ptr<Graph>> steps_;
 };
 
 }  // namespace anyep::bench

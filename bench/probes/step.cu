@@ -10,7 +10,8 @@ using Flag = ::cuda::atomic_ref<std::uint32_t, ::cuda::thread_scope_system>;
 constexpr long long kPatienceClocks = 6'000'000'000;
 constexpr unsigned kPolls = 1 << 12;  ///< between looks at the clock
 
-__global__ void __launch_bounds__(Step::kThreads, 1) step_kernel(const __grid_constant__ Step p) {
+template <class Pointers>
+__device__ __forceinline__ void take_step(const Step& p, const Pointers& flags, const Pointers& data) {
   const std::uint32_t turn = p.epoch[blockIdx.x] + 1;
   const auto bytes = static_cast<std::size_t>(p.row_bytes);
   for (int row = static_cast<int>(blockIdx.x); row < p.num_rows; row += static_cast<int>(gridDim.x)) {
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(Step::kThreads, 1) step_kernel(const __grid_co
       const int to = (p.rank + i) % p.num_ranks;
       const auto* const from = reinterpret_cast<const uint4*>(p.x + static_cast<std::size_t>(row) * bytes);
       auto* const there =
-          reinterpret_cast<uint4*>(p.data.base[to] + static_cast<std::size_t>(p.rank * Step::kMostRows + row) * bytes);
+          reinterpret_cast<uint4*>(data[to] + static_cast<std::size_t>(p.rank * Step::kMostRows + row) * bytes);
       for (int at = static_cast<int>(threadIdx.x); at < p.row_bytes / 16; at += Step::kThreads) there[at] = from[at];
     }
   }
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(Step::kThreads, 1) step_kernel(const __grid_co
   const int peer = static_cast<int>(threadIdx.x);
   if (peer < p.num_ranks && peer != p.rank) {
     const auto flags_of = [&](int rank) {
-      return reinterpret_cast<std::uint32_t*>(p.flags.base[rank]) + blockIdx.x * kMaxRanks;
+      return reinterpret_cast<std::uint32_t*>(flags[rank]) + blockIdx.x * kMaxRanks;
     };
     Flag(flags_of(peer)[p.rank]).store(turn, ::cuda::memory_order_release);  // pattern A
     const Flag mine(flags_of(p.rank)[peer]);
@@ -41,12 +42,28 @@ __global__ void __launch_bounds__(Step::kThreads, 1) step_kernel(const __grid_co
   if (threadIdx.x == 0) p.epoch[blockIdx.x] = turn;
 }
 
+/// Arguments are read where the launch put them.
+__global__ void __launch_bounds__(Step::kThreads, 1) step_kernel(const __grid_constant__ Step p) {
+  take_step(p, p.flags.base, p.data.base);
+}
+
+/// Pointers are a copy in local memory, which is what becomes of arguments that a kernel indexes at run time unless it
+/// says __grid_constant__; so does the program that the bars of decoding were written with.
+__global__ void copied_step_kernel(const __grid_constant__ Step p) {
+  std::byte* volatile flags[kMaxRanks], * volatile data[kMaxRanks];
+  for (int rank = 0; rank < kMaxRanks; ++rank) {
+    flags[rank] = p.flags.base[rank];
+    data[rank] = p.data.base[rank];
+  }
+  take_step(p, flags, data);
+}
+
 __global__ void empty_kernel() {}
 
 }  // namespace
 
-void step(const Step& step, int blocks, cudaStream_t stream) {
-  launch(step_kernel, blocks, Step::kThreads, 0, stream, step);
+void step(const Step& step, StepForm form, int blocks, cudaStream_t stream) {
+  launch(form == StepForm::kTight ? step_kernel : copied_step_kernel, blocks, Step::kThreads, 0, stream, step);
 }
 
 void empty_step(cudaStream_t stream) {
