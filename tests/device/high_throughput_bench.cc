@@ -224,7 +224,7 @@ class Bench {
     p.x_row_stride = p.row_bytes;
     const auto offset = [&](const std::byte* at) { return static_cast<std::uint64_t>(at - rank(r).window); };
     constexpr std::uint64_t kNone = cuda::Grant::kNone;
-    p.grant = {offset(b.rows), kNone, kNone, kNone, kNone, {kNone, kNone, kNone, kNone}, kRanks * kTokens};
+    p.grant = {offset(b.rows), kNone, kNone, kNone, kNone, {kNone, kNone, kNone, kNone}, kRanks * kTokens, 1};
     if (fp8) {
       p.scales = {b.scales, kScales * 4, 4, 4, kScales};
       p.grant.scales = offset(b.row_scales);

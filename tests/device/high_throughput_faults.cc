@@ -84,7 +84,8 @@ void launch_rows(World& world, const cuda::Team& team, std::size_t beside) {
   p.x_row_stride = 1024;
   p.row_bytes = 1024;
   constexpr std::uint64_t kNone = cuda::Grant::kNone;
-  p.grant = {world.layout.heap, kNone, kNone, kNone, world.layout.heap + (1 << 20), {kNone, kNone, kNone, kNone}, 128};
+  p.grant = {
+      world.layout.heap, kNone, kNone, kNone, world.layout.heap + (1 << 20), {kNone, kNone, kNone, kNone}, 128, 1};
   p.rows_until = in.rows_until;
   cuda::launch_dispatch(p, 4, world.ranks[0].stream);
 }

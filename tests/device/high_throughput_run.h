@@ -210,7 +210,7 @@ class Run {
     dispatch.row_bytes = c_.row_bytes();
     const auto offset = [&](const std::byte* at) { return static_cast<std::uint64_t>(at - rank(r).window); };
     dispatch.grant = {
-        offset(out.x), cuda::Grant::kNone, cuda::Grant::kNone, cuda::Grant::kNone, offset(out.source), {}, 0};
+        offset(out.x), cuda::Grant::kNone, cuda::Grant::kNone, cuda::Grant::kNone, offset(out.source), {}, 0, 0};
     for (std::uint64_t& extra : dispatch.grant.extra) extra = cuda::Grant::kNone;
     dispatch.grant.room = static_cast<std::uint64_t>(out.room);
     if (c_.num_scales > 0) {
@@ -296,9 +296,53 @@ class Run {
       if (page.rows_of[at] != expected(static_cast<int>(at)).rows()) return "rows_of";
     }
     if (get<std::int32_t>(out.final_place, want.place.size()) != want.place) return "final places";
-    std::string text = compare_rows(r, out);
+    std::string text = round == 0 ? compare_local(r) : std::string();
+    if (text.empty()) text = compare_rows(r, out);
     if (text.empty() && combine) text = compare_sums(r, out);
     return text;
+  }
+
+  /// What needs no peers: the layout, final places, copies of any alignment.
+  std::string compare_local(int r) {
+    RankBuffers& b = buffers(r);
+    const RankCase& want = expected(r);
+    const auto ranks = static_cast<std::size_t>(c_.num_ranks), experts = static_cast<std::size_t>(c_.num_experts);
+    Arena& arena = rank(r).arena;
+    cuda::LayoutParams layout{b.ids,
+                              c_.wide_in,
+                              b.id_stride,
+                              1,
+                              tokens(r),
+                              c_.top_k,
+                              c_.num_experts,
+                              c_.num_ranks,
+                              arena.array<std::int32_t>(ranks),
+                              arena.array<std::int32_t>(experts),
+                              arena.array<std::uint8_t>(want.place.size() + 1)};
+    auto* const places = arena.array<std::int32_t>(want.place.size() + 1);
+    std::byte* const copy = arena.take(b.round[1].rows * c_.row_bytes() + 64, c_.seed % 5);
+    cuda::launch_layout(layout, c_.num_sms, rank(r).stream);
+    cuda::launch_final_places(b.place, b.before, std::max(1, (tokens(r) + b.ranges - 1) / b.ranges), tokens(r),
+                              c_.num_ranks, places, rank(r).stream);
+    cuda::CopyRowsParams copies;
+    copies.field[0] = {b.round[1].x, copy, c_.row_bytes(), c_.row_bytes(), c_.row_bytes()};
+    copies.num_fields = 1;
+    copies.num_rows = static_cast<std::int64_t>(b.round[1].rows);
+    cuda::launch_copy_rows(copies, c_.num_sms, rank(r).stream);
+    check(cudaStreamSynchronize(rank(r).stream), "local");
+    if (get<std::int32_t>(places, want.place.size()) != want.place) return "final places of a launch";
+    const std::size_t bytes = b.round[1].rows * c_.row_bytes();
+    if (get<std::byte>(copy, bytes) != get<std::byte>(b.round[1].x, bytes)) return "copied rows";
+    if (c_.given_ranks) return {};
+    std::vector<std::int32_t> per_rank(ranks), per_expert(experts);
+    for (std::size_t at = 0; at < want.in_rank.size(); ++at) per_rank[at % ranks] += want.in_rank[at];
+    for (const std::int64_t id : want.ids) {
+      if (id >= 0 && id < c_.num_experts) ++per_expert[static_cast<std::size_t>(id)];
+    }
+    if (get<std::int32_t>(layout.tokens_per_rank, ranks) != per_rank) return "tokens per rank";
+    if (get<std::int32_t>(layout.pairs_per_expert, experts) != per_expert) return "pairs per expert";
+    if (get<std::uint8_t>(layout.token_in_rank, want.in_rank.size()) != want.in_rank) return "token in rank";
+    return {};
   }
 
   std::string compare_rows(int r, const RoundBuffers& out) {

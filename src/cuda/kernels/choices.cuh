@@ -15,25 +15,10 @@ struct Choices {
   int top_k, num_experts;
 };
 
-/// Calls with(id) for every choice of a token, ids as they stand there, several loads in flight.
-template <class With>
-__device__ inline void for_each_choice(const Choices& choices, std::int64_t token, With&& with) {
-  constexpr int kBatch = 8;
-  for (int first = 0; first < choices.top_k; first += kBatch) {
-    std::int64_t ids[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= choices.top_k) break;
-      const std::int64_t at = token * choices.token_stride + (first + i) * choices.choice_stride;
-      ids[i] = choices.wide ? static_cast<const std::int64_t*>(choices.ids)[at]
-                            : static_cast<const std::int32_t*>(choices.ids)[at];
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= choices.top_k) break;
-      with(ids[i]);
-    }
-  }
+__device__ inline std::int64_t id_at(const Choices& choices, std::int64_t token, std::uint32_t choice) {
+  const std::int64_t at = token * choices.token_stride + choice * choices.choice_stride;
+  return choices.wide ? static_cast<const std::int64_t*>(choices.ids)[at]
+                      : static_cast<const std::int32_t*>(choices.ids)[at];
 }
 
 /// rank_of[expert] for all experts, by all threads of the block; a barrier must follow.
@@ -43,20 +28,35 @@ __device__ inline void fill_rank_of(std::uint8_t* rank_of, int num_experts, int 
   }
 }
 
-/// Counts a token's choices in `pairs` (shared memory; null = do not count) and returns the set of their ranks. Ids that
-/// are neither an expert nor -1 are counted in `out_of_range`.
-__device__ inline unsigned count_choices(const Choices& choices, std::int64_t token, const std::uint8_t* rank_of,
-                                         std::int32_t* pairs, unsigned& out_of_range) {
-  unsigned ranks = 0;
-  for_each_choice(choices, token, [&](std::int64_t id) {
-    if (id < 0 || id >= choices.num_experts) {
-      out_of_range += id != -1;
-      return;
+/// All threads of the block: adds the choices of `tokens` tokens from `first` on to `pairs` (null = does not count) and to
+/// ranks_of[token - first], a set of ranks; both in shared memory, zero before, with a barrier before and after. Returns how
+/// many of this thread's ids are neither an expert nor -1. Threads take ids as they lie, not a token each: loads of
+/// neighbours are adjacent, and the code is short. It runs once, so that fetching it is a part of its time.
+__device__ inline unsigned count_choices(const Choices& choices, std::int64_t first, std::uint32_t tokens,
+                                         const std::uint8_t* rank_of, std::int32_t* pairs, std::uint32_t* ranks_of) {
+  constexpr std::uint32_t kUnroll = 4;
+  const auto top_k = static_cast<std::uint32_t>(choices.top_k), count = tokens * top_k;
+  unsigned out_of_range = 0;
+  for (std::uint32_t step = threadIdx.x; step < count; step += kUnroll * blockDim.x) {
+    std::int64_t ids[kUnroll];
+#pragma unroll
+    for (std::uint32_t i = 0; i < kUnroll; ++i) {
+      const std::uint32_t element = step + i * blockDim.x, token = element / top_k;
+      ids[i] = element < count ? id_at(choices, first + token, element - token * top_k) : -1;
     }
-    if (pairs != nullptr) atomicAdd(pairs + id, 1);
-    ranks |= 1u << rank_of[id];
-  });
-  return ranks;
+#pragma unroll 1
+    for (std::uint32_t i = 0; i < kUnroll; ++i) {
+      const std::int64_t id = ids[0];
+      ids[0] = ids[1], ids[1] = ids[2], ids[2] = ids[3];  // one copy of the code below, registers all the same
+      if (id < 0 || id >= choices.num_experts) {
+        out_of_range += id != -1;
+        continue;
+      }
+      if (pairs != nullptr) atomicAdd(pairs + id, 1);
+      atomicOr(ranks_of + (step + i * blockDim.x) / top_k, 1u << rank_of[id]);
+    }
+  }
+  return out_of_range;
 }
 
 /// The set of ranks in a row of in_rank: bytes, dense.

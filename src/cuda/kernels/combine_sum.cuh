@@ -11,9 +11,9 @@ inline constexpr int kSumStages = 2;
 
 /// One warp sums tokens by ticket, straight from memory.
 template <class Type, class Access>
-__device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, const Access& access) {
+__device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, RankRows* ranks, const Access& access) {
   const CombineParams& p = a.params;
-  RowsOfRanks rows(a, turn);
+  RowsOfRanks rows(a, turn, ranks);
   Tickets tickets(p.team, kPileTokens);
   tickets.start(2);
   if (!rows.meet()) return false;
@@ -21,11 +21,12 @@ __device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, const Acces
   std::int32_t row = rows.place(now);
   for (const std::uint32_t end = rows.num_tokens(); now < end;) {
     const std::int32_t next_row = rows.place(next);
-    if (__all_sync(kAllLanes, rows.arrive(row)) == 0) return false;
+    if (__all_sync(kAllLanes, rows.arrive(lane_index(), row)) == 0) return false;
     __syncwarp();  // pattern B: one lane has acquired, all read
     const std::int64_t token = p.first_token + now;
     const RowFrame frame{out_row(p, token), bias_row(p, 0, token, 0), bias_row(p, 1, token, 0), a.plan.row_bytes / 16};
-    sum_row<Type>(access, frame, rows.row(row), __ballot_sync(kAllLanes, row >= 0));
+    const std::byte* const from = row >= 0 ? rows.row(lane_index(), row) : nullptr;
+    sum_row<Type>(access, frame, from, __ballot_sync(kAllLanes, row >= 0));
     now = next;
     row = next_row;
     next = tickets.next();
@@ -38,8 +39,9 @@ __device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, const Acces
 template <class Type>
 class BulkSums {
  public:
-  __device__ BulkSums(const CombineLaunch& a, const Turn& turn, std::byte* stages, std::uint64_t* loaded)
-      : a_(a), p_(a.params), rows_(a, turn), stages_(stages), loaded_(loaded) {}
+  __device__ BulkSums(const CombineLaunch& a, const Turn& turn, RankRows* ranks, std::byte* stages,
+                      std::uint64_t* loaded)
+      : a_(a), p_(a.params), rows_(a, turn, ranks), stages_(stages), loaded_(loaded) {}
 
   /// False: a wait has failed. Nothing is in flight afterwards.
   __device__ bool run() {
@@ -82,8 +84,8 @@ class BulkSums {
 
   [[nodiscard]] __device__ bool load(std::uint32_t item, std::uint32_t turn, std::int32_t row) {
     bool ok = true;
-    if (rows_.slotted() && row >= 0) {
-      ok = rows_.arrive(row);
+    if (row >= 0 && rows_.slotted(lane_index())) {
+      ok = rows_.arrive(lane_index(), row);
       bulk::acquired_for_loads();  // pattern K, in the lane that loads
     }
     if (__all_sync(kAllLanes, ok) == 0) return false;
@@ -91,7 +93,7 @@ class BulkSums {
     const std::uint32_t bytes = bytes_of(item);
     const unsigned ranks = __ballot_sync(kAllLanes, row >= 0);
     if (lane_index() == 0) mbarrier::expect(loaded, static_cast<std::uint32_t>(__popc(ranks)) * bytes);
-    if (row >= 0) bulk::load(stage(turn, lane_index()), rows_.row(row) + offset_of(item), bytes, loaded);
+    if (row >= 0) bulk::load(stage(turn, lane_index()), rows_.row(lane_index(), row) + offset_of(item), bytes, loaded);
     return true;
   }
 
@@ -103,17 +105,13 @@ class BulkSums {
       return *reinterpret_cast<const uint4*>(staged + static_cast<std::uint32_t>(rank) * a_.plan.piece_bytes +
                                              vector * 16u);
     };
-    Sum<Type> sum;
     if constexpr (kTwo) {
-      const uint4 first = at(0), second = at(1);
-      sum.zero();
-      sum.add(first);
-      sum.add(second);
+      WideAccess::store(frame.out + vector * 16u, sum_of_two<Type>(at(0), at(1)));
     } else {
-      sum = frame.start<Type>(WideAccess{}, vector * 16u);
+      Sum<Type> sum = frame.start<Type>(WideAccess{}, vector * 16u);
       for (unsigned rest = ranks; rest != 0; rest &= rest - 1) sum.add(at(__ffs(static_cast<int>(rest)) - 1));
+      WideAccess::store(frame.out + vector * 16u, sum.rounded());
     }
-    WideAccess::store(frame.out + vector * 16u, sum.rounded());
   }
 
   template <bool kTwo>
@@ -151,7 +149,8 @@ class BulkSums {
 /// One warp sums the weights of 32 tokens a ticket: small rows, so many at once.
 class WeightSums {
  public:
-  __device__ WeightSums(const CombineLaunch& a, const Turn& turn) : p_(a.params), rows_(a, turn) {}
+  __device__ WeightSums(const CombineLaunch& a, const Turn& turn, RankRows* ranks)
+      : p_(a.params), rows_(a, turn, ranks) {}
 
   __device__ bool run() {
     Tickets tickets(p_.team, kPileWeights);
@@ -176,9 +175,7 @@ class WeightSums {
       row[rank] = -1;
       if (rank >= p_.team.num_ranks) continue;
       if (token < tokens) row[rank] = rows_.place(token, rank);
-      const bool slotted = from_lane(rows_.slotted() ? 1 : 0, rank) != 0;
-      const std::int32_t first_row = from_lane(rows_.first(), rank);
-      if (slotted && row[rank] >= 0) ok = ok && rows_.arrive_in_slot(rank, row[rank] - first_row);
+      ok = ok && rows_.arrive(rank, row[rank]);
     }
     if (__all_sync(kAllLanes, ok) == 0) return false;
     __syncwarp();  // pattern B: any lane may read what another has acquired
@@ -187,20 +184,19 @@ class WeightSums {
       const std::uint32_t element = step + static_cast<std::uint32_t>(lane_index());
       const std::uint32_t in_chunk = element / columns, column = element - in_chunk * columns;
       float weights[kMaxRanks];
+      bool there[kMaxRanks];
 #pragma unroll
       for (int rank = 0; rank < kMaxRanks; ++rank) {
         if (rank >= p_.team.num_ranks) break;
         const std::int32_t at = from_lane(row[rank], static_cast<int>(in_chunk));
-        const std::byte* const base = from_lane(rows_.weights(), rank);
-        const std::int64_t stride = from_lane(static_cast<long long>(rows_.weights_stride()), rank);
-        row_there_[rank] = at >= 0;
-        if (at >= 0) weights[rank] = reinterpret_cast<const float*>(base + at * stride)[column];
+        there[rank] = at >= 0;
+        if (at >= 0) weights[rank] = rows_.weights(rank, at)[column];
       }
       float sum = 0;
 #pragma unroll
       for (int rank = 0; rank < kMaxRanks; ++rank) {
         if (rank >= p_.team.num_ranks) break;
-        if (row_there_[rank]) sum += weights[rank];
+        if (there[rank]) sum += weights[rank];
       }
       if (first + in_chunk >= tokens) continue;
       p_.out_weights[(p_.first_token + first + in_chunk) * columns + column] = sum;
@@ -210,12 +206,6 @@ class WeightSums {
 
   const CombineParams& p_;
   RowsOfRanks rows_;
-  bool row_there_[kMaxRanks] = {};
 };
-
-/// Out of line: its registers are its own.
-static __device__ __noinline__ bool sum_weights(const CombineLaunch& a, const Turn& turn) {
-  return WeightSums(a, turn).run();
-}
 
 }  // namespace anyep::cuda

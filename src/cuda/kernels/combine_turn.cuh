@@ -108,20 +108,28 @@ __device__ inline std::uint64_t read_mark(const Team& team, std::uint32_t turn) 
   return __all_sync(kAllLanes, ok) != 0;
 }
 
-/// Where a home finds its rows. Lane r knows rank r's.
+/// Where a home finds a rank's rows.
+struct RankRows {
+  const std::byte* rows;     ///< row 0, though it may lie elsewhere
+  const std::byte* weights;  ///< likewise
+  std::int64_t stride, weights_stride;
+  std::uint64_t* chunks;  ///< words of rows in slots; null = the rows are there
+  std::int32_t first;     ///< row of slot 0
+};
+
+/// One warp's view of all ranks, in shared memory: it costs the loops around it no registers. Lane r asks for rank r.
 class RowsOfRanks {
  public:
-  __device__ RowsOfRanks(const CombineLaunch& a, const Turn& turn) : a_(a), p_(a.params), turn_(turn) {}
+  __device__ RowsOfRanks(const CombineLaunch& a, const Turn& turn, RankRows* ranks)
+      : a_(a), p_(a.params), turn_(turn), ranks_(ranks) {}
 
   /// All lanes; waits for the offers. What the lane loads or bulk-loads afterwards lies behind its acquire (patterns B, K).
   [[nodiscard]] __device__ bool meet() {
     const int rank = lane_index(), me = p_.team.rank;
     bool ok = true;
     if (rank == me) {
-      rows_ = p_.x;
-      stride_ = p_.x_row_stride;
-      weights_ = reinterpret_cast<const std::byte*>(p_.weights);
-      weights_stride_ = p_.num_weights * 4;
+      const auto* const weights = reinterpret_cast<const std::byte*>(p_.weights);
+      ranks_[rank] = {p_.x, weights, p_.x_row_stride, p_.num_weights * std::int64_t{4}, nullptr, 0};
     } else if (rank < p_.team.num_ranks) {
       ok = reach(p_.team, turn_, rank, kWaitInReceive, word_of(p_.team, me, p_.team.layout.combine_offered, rank),
                  turn_.mark);
@@ -147,55 +155,48 @@ class RowsOfRanks {
     return lane_index() < p_.team.num_ranks && token < num_tokens() ? place(token, lane_index()) : -1;
   }
 
-  /// Lane: waits until its row is there. A barrier of the warp must follow where other lanes read it.
-  [[nodiscard]] __device__ bool arrive(std::int32_t row) const {
-    return row < 0 || !slotted_ || arrive_in_slot(lane_index(), row - first_);
-  }
-
-  /// The same for another rank's row in slots (`rank`, `first`: of that rank).
-  [[nodiscard]] __device__ bool arrive_in_slot(int rank, std::int32_t index) const {
+  /// One lane waits until a rank's row is there. A barrier of the warp must follow where other lanes read it.
+  [[nodiscard]] __device__ bool arrive(int rank, std::int32_t row) const {
+    if (row < 0 || ranks_[rank].chunks == nullptr) return true;
+    const std::int32_t index = row - ranks_[rank].first;
     if (static_cast<std::uint64_t>(index) >= a_.plan.slots) {
       return give_up_on(p_.team, {rank, kWaitInReceive}, turn_, a_.plan.slots, static_cast<std::uint64_t>(index));
     }
-    const std::uint64_t at =
-        p_.team.layout.chunk_word(rank, turn_.number, static_cast<std::uint32_t>(index) / kRowsPerChunk);
-    return reach(p_.team, turn_, rank, kWaitInReceive,
-                 *reinterpret_cast<std::uint64_t*>(p_.team.window[p_.team.rank] + at), turn_.mark);
+    std::uint64_t& word = ranks_[rank].chunks[static_cast<std::uint32_t>(index) / kRowsPerChunk];
+    const bool there = protocol::Shared(word).load(protocol::kAcquire) == turn_.mark;  // nearly always
+    return there || reach(p_.team, turn_, rank, kWaitInReceive, word, turn_.mark);
   }
 
-  __device__ const std::byte* row(std::int32_t row) const { return rows_ + row * stride_; }
-  __device__ bool slotted() const { return slotted_; }
-  __device__ std::int32_t first() const { return first_; }
-  __device__ const std::byte* weights() const { return weights_; }  ///< of row 0
-  __device__ std::int64_t weights_stride() const { return weights_stride_; }
+  __device__ bool slotted(int rank) const { return ranks_[rank].chunks != nullptr; }
+  __device__ const std::byte* row(int rank, std::int32_t row) const {
+    return ranks_[rank].rows + row * ranks_[rank].stride;
+  }
+  __device__ const float* weights(int rank, std::int32_t row) const {
+    return reinterpret_cast<const float*>(ranks_[rank].weights + row * ranks_[rank].weights_stride);
+  }
 
  private:
   __device__ void read_offer(int rank) {
     const WindowLayout& layout = p_.team.layout;
-    const std::byte* const mine = p_.team.window[p_.team.rank];
+    std::byte* const mine = p_.team.window[p_.team.rank];
     const Offer offer = *reinterpret_cast<const Offer*>(mine + layout.offer_record(rank, turn_.number));
     if (offer.x != Grant::kNone) {
-      rows_ = p_.team.window[rank] + offer.x;
-      stride_ = a_.plan.row_bytes;
-      weights_ = p_.team.window[rank] + offer.weights;
-      weights_stride_ = p_.num_weights * 4;
+      const std::byte* const theirs = p_.team.window[rank];
+      ranks_[rank] = {
+          theirs + offer.x, theirs + offer.weights, a_.plan.row_bytes, p_.num_weights * std::int64_t{4}, nullptr, 0};
       return;
     }
-    slotted_ = true;
-    first_ = static_cast<std::int32_t>(offer.first_row);
-    stride_ = a_.plan.slot_bytes;
-    rows_ = mine + layout.slot_region(rank, turn_.number) - first_ * stride_;
-    weights_ = rows_ + a_.plan.row_bytes;
-    weights_stride_ = stride_;
+    const auto first = static_cast<std::int32_t>(offer.first_row);
+    const std::int64_t stride = a_.plan.slot_bytes;
+    const std::byte* const rows = mine + layout.slot_region(rank, turn_.number) - first * stride;
+    auto* const chunks = reinterpret_cast<std::uint64_t*>(mine + layout.chunk_word(rank, turn_.number, 0));
+    ranks_[rank] = {rows, rows + a_.plan.row_bytes, stride, stride, chunks, first};
   }
 
   const CombineLaunch& a_;
   const CombineParams& p_;
   const Turn& turn_;
-  const std::byte *rows_ = nullptr, *weights_ = nullptr;
-  std::int64_t stride_ = 0, weights_stride_ = 0;
-  std::int32_t first_ = 0;
-  bool slotted_ = false;
+  RankRows* const ranks_;
 };
 
 /// Bias and output of a token from `offset` on.

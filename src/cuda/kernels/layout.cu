@@ -25,6 +25,7 @@ struct FinalPlacesParams {
 __global__ void __launch_bounds__(kThreads) layout_kernel(const __grid_constant__ LayoutParams p) {
   extern __shared__ __align__(16) std::byte memory[];
   __shared__ std::int32_t tokens[32];
+  __shared__ std::uint32_t ranks_of[kThreads];
   auto* const pairs = reinterpret_cast<std::int32_t*>(memory);
   auto* const rank_of = reinterpret_cast<std::uint8_t*>(pairs + p.num_experts);
   const int thread = static_cast<int>(threadIdx.x);
@@ -33,13 +34,16 @@ __global__ void __launch_bounds__(kThreads) layout_kernel(const __grid_constant_
   if (thread < 32) tokens[thread] = 0;
   __syncthreads();
   const Choices choices{p.experts, p.wide_ids, p.token_stride, p.choice_stride, p.top_k, p.num_experts};
-  unsigned out_of_range = 0;  // notify counts them
-  for (std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kThreads + thread; token < p.num_tokens;
-       token += static_cast<std::int64_t>(gridDim.x) * kThreads) {
-    const unsigned ranks = count_choices(choices, token, rank_of, pairs, out_of_range);
-    for (int rank = 0; rank < p.num_ranks; ++rank) {
-      const bool goes = (ranks >> rank & 1u) != 0;
-      p.token_in_rank[token * p.num_ranks + rank] = goes ? 1 : 0;
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads; first < p.num_tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    ranks_of[thread] = 0;
+    __syncthreads();
+    const std::int64_t count = min(p.num_tokens - first, static_cast<std::int64_t>(kThreads));
+    (void)count_choices(choices, first, static_cast<std::uint32_t>(count), rank_of, pairs, ranks_of);
+    __syncthreads();
+    for (int rank = 0; thread < count && rank < p.num_ranks; ++rank) {
+      const bool goes = (ranks_of[thread] >> rank & 1u) != 0;
+      p.token_in_rank[(first + thread) * p.num_ranks + rank] = goes ? 1 : 0;
       if (goes) atomicAdd(tokens + rank, 1);
     }
   }

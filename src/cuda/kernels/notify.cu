@@ -41,8 +41,9 @@ __device__ int thread_index() {
 
 // ---- a range of tokens ---------------------------------------------------------------------------------------------
 
-/// Counts the block's range and writes the places inside it. `rows` gets the range's rows per rank.
-__device__ void count_range(const NotifyParams& p, const Scratch& scratch, std::int32_t* rows) {
+/// Counts the block's range and writes the places inside it. `rows` gets the range's rows per rank. `ranks_of`: zero.
+__device__ void count_range(const NotifyParams& p, const Scratch& scratch, std::int32_t* rows,
+                            std::uint32_t* ranks_of) {
   __shared__ std::int32_t in_warp[kWarps][kMaxRanks];
   const int n = p.team.num_ranks, lane = lane_index(), warp = warp_index();
   const Choices choices{p.experts, p.wide_ids, p.token_stride, p.choice_stride, p.top_k, p.num_experts};
@@ -51,35 +52,39 @@ __device__ void count_range(const NotifyParams& p, const Scratch& scratch, std::
   unsigned out_of_range = 0;
   for (std::int64_t first = begin; first < end; first += kThreads) {
     const std::int64_t token = first + thread_index();
-    unsigned ranks = 0;
-    if (token < end) {
-      if (p.experts != nullptr) {
-        ranks = count_choices(choices, token, scratch.rank_of, p.pairs_given == nullptr ? scratch.pairs : nullptr,
-                              out_of_range);
-      }
-      if (p.in_rank != nullptr) ranks = given_ranks(p.in_rank, token, n);
+    if (p.experts != nullptr) {
+      out_of_range +=
+          count_choices(choices, first, static_cast<std::uint32_t>(min(end - first, std::int64_t{kThreads})),
+                        scratch.rank_of, p.pairs_given == nullptr ? scratch.pairs : nullptr, ranks_of);
     }
-    int earlier[kMaxRanks];  // tokens of this warp before mine
-#pragma unroll
-    for (int rank = 0; rank < kMaxRanks; ++rank) {
-      if (rank >= n) break;
-      const unsigned going = __ballot_sync(kAllLanes, (ranks >> rank & 1u) != 0);
-      earlier[rank] = __popc(going & ((1u << lane) - 1));
-      if (lane == 0) in_warp[warp][rank] = __popc(going);
+    __syncthreads();  // ranks_of is whole
+    unsigned ranks = ranks_of[thread_index()];
+    ranks_of[thread_index()] = 0;
+    if (p.in_rank != nullptr) ranks = token < end ? given_ranks(p.in_rank, token, n) : 0;
+    int place = 0;  // lane r: of the warp's tokens for rank r
+#pragma unroll 1
+    for (int rank = 0; rank < n; ++rank) {
+      const int going = __popc(__ballot_sync(kAllLanes, (ranks >> rank & 1u) != 0));
+      if (lane == rank) place = going;
     }
+    if (lane < n) in_warp[warp][lane] = place;
     __syncthreads();  // in_warp is whole
-#pragma unroll
-    for (int rank = 0; rank < kMaxRanks; ++rank) {
-      if (rank >= n) break;
-      int place = rows[rank] + earlier[rank];
-      for (int w = 0; w < warp; ++w) place += in_warp[w][rank];
-      if (token < end) p.place[token * n + rank] = (ranks >> rank & 1u) != 0 ? place : -1;
+    if (lane < n) {
+      place = rows[lane];
+      for (int w = 0; w < warp; ++w) place += in_warp[w][lane];
+    }
+#pragma unroll 1
+    for (int rank = 0; rank < n; ++rank) {
+      const bool goes = (ranks >> rank & 1u) != 0;
+      const unsigned earlier = __ballot_sync(kAllLanes, goes) & ((1u << lane) - 1);
+      const int mine = from_lane(place, rank) + __popc(earlier);
+      if (token < end) p.place[token * n + rank] = goes ? mine : -1;
     }
     __syncthreads();  // everybody has read rows
     if (thread_index() < n) {
       for (int w = 0; w < kWarps; ++w) rows[thread_index()] += in_warp[w][thread_index()];
     }
-    __syncthreads();  // rows is new, in_warp free
+    __syncthreads();  // rows is new, in_warp and ranks_of are free
   }
   out_of_range = __reduce_add_sync(kAllLanes, out_of_range);
   if (lane == 0 && out_of_range != 0) {
@@ -130,9 +135,10 @@ __device__ std::int32_t scan_ranges(const NotifyParams& p, const Scratch& scratc
 
 __device__ std::int32_t pairs_of(const NotifyParams& p, int expert) {
   if (p.pairs_given != nullptr) return p.pairs_given[expert];
+  const std::int32_t* partial = p.partial + expert;
   std::int32_t sum = 0;
-#pragma unroll 16
-  for (int range = 0; range < p.num_ranges; ++range) sum += partial_of(p, range)[expert];
+#pragma unroll 8
+  for (int range = 0; range < p.num_ranges; ++range, partial += p.num_experts + p.team.num_ranks) sum += *partial;
   return sum;
 }
 
@@ -148,7 +154,8 @@ __device__ void put(const Team& team, const Turn& turn, int holder, int word, st
   protocol::put_count(board_of(team, turn, holder, team.rank)[word], turn.number, static_cast<std::uint32_t>(value));
 }
 
-__device__ void send_counts(const NotifyParams& p, const Turn& turn, const Scratch& scratch, Exchange& all) {
+__device__ void send_counts(const NotifyParams& p, const Turn& turn, const Scratch& scratch,
+                            const std::int32_t* first_expert, Exchange& all) {
   const int n = p.team.num_ranks, me = p.team.rank, lane = lane_index();
   for (int rank = kWarps - 1 - warp_index(); rank < n; rank += kWarps) {  // warps that have fewest experts
     const std::int32_t rows = scan_ranges(p, scratch, rank);
@@ -162,7 +169,7 @@ __device__ void send_counts(const NotifyParams& p, const Turn& turn, const Scrat
   for (int expert = thread_index(); expert < p.num_experts; expert += kThreads) {
     const std::int32_t pairs = pairs_of(p, expert);
     const int holder = scratch.rank_of[expert];
-    const int local = expert - core::expert_block(p.num_experts, n, holder).first;
+    const int local = expert - first_expert[holder];
     if (holder == me) {
       all.pairs[local] = pairs;
     } else {
@@ -255,17 +262,22 @@ __device__ void write_results(const NotifyParams& p, const Scratch& scratch, con
 
 __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant__ NotifyParams p) {
   extern __shared__ __align__(16) std::byte memory[];
-  __shared__ std::int32_t rows[kMaxRanks];
+  __shared__ std::int32_t rows[kMaxRanks], first_expert[kMaxRanks];
+  __shared__ std::uint32_t ranks_of[kThreads];
   __shared__ Exchange all;
   __shared__ Turn turn;
   ptx::grid_dependency_wait();
   const Scratch scratch(memory, p);
   fill_rank_of(scratch.rank_of, p.num_experts, p.team.num_ranks);
   for (int expert = thread_index(); expert < p.num_experts; expert += kThreads) scratch.pairs[expert] = 0;
+  ranks_of[thread_index()] = 0;
   if (thread_index() < kMaxRanks) rows[thread_index()] = 0;
+  if (thread_index() < p.team.num_ranks) {
+    first_expert[thread_index()] = core::expert_block(p.num_experts, p.team.num_ranks, thread_index()).first;
+  }
   __syncthreads();  // tables are there
   open_turn(p.team, kSeqNotify, turn);
-  count_range(p, scratch, rows);
+  count_range(p, scratch, rows, ranks_of);
   __syncthreads();  // counts are whole, and the turn is there
   if (turn.left) return;
   write_partial(p, scratch, rows);
@@ -273,7 +285,7 @@ __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant_
   ptx::grid_dependents_launch();  // what follows in the stream may start; it waits for this kernel's end
   if (!last) return;
 
-  send_counts(p, turn, scratch, all);
+  send_counts(p, turn, scratch, first_expert, all);
   bool ok = receive_counts(p, turn, all);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   if (thread_index() < p.team.num_ranks) ok = check_rank(p, turn, all, thread_index());

@@ -22,6 +22,11 @@ struct Bf16 {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return reinterpret_cast<const std::uint32_t&>(pair);
   }
+  static __device__ __forceinline__ std::uint32_t added(std::uint32_t one, std::uint32_t other) {
+    const __nv_bfloat162 sum =
+        __hadd2_rn(reinterpret_cast<const __nv_bfloat162&>(one), reinterpret_cast<const __nv_bfloat162&>(other));
+    return reinterpret_cast<const std::uint32_t&>(sum);
+  }
 };
 
 struct Fp16 {
@@ -34,11 +39,28 @@ struct Fp16 {
     const __half2 pair = __floats2half2_rn(low, high);
     return reinterpret_cast<const std::uint32_t&>(pair);
   }
+  static __device__ __forceinline__ std::uint32_t added(std::uint32_t one, std::uint32_t other) {
+    const __half2 sum = __hadd2_rn(reinterpret_cast<const __half2&>(one), reinterpret_cast<const __half2&>(other));
+    return reinterpret_cast<const std::uint32_t&>(sum);
+  }
 };
 
 struct Fp32 {
   static constexpr int kElements = 4;
+
+  static __device__ __forceinline__ std::uint32_t added(std::uint32_t one, std::uint32_t other) {
+    return __float_as_uint(__uint_as_float(one) + __uint_as_float(other));
+  }
 };
+
+/// 0 + one + other, what two rows add up to without bias, in the type's own arithmetic: the FP32 sum has at least 2p + 2 bits
+/// (p = 8 or 11), so that rounding it once more gives what one rounding of the exact sum gives; below the normal range both
+/// are exact. Adding 0 turns -0, the sum of two of them, into what the sum from 0 is.
+template <class Type>
+__device__ __forceinline__ uint4 sum_of_two(const uint4& one, const uint4& other) {
+  const auto word = [](std::uint32_t a, std::uint32_t b) { return Type::added(Type::added(a, b), 0); };
+  return {word(one.x, other.x), word(one.y, other.y), word(one.z, other.z), word(one.w, other.w)};
+}
 
 /// The running sum of 16 bytes of elements.
 template <class Type>
@@ -158,13 +180,7 @@ __device__ __forceinline__ void sum_two(const Access& access, std::byte* out, co
     other[i] = access.load(second + i * kVectorStep);
   }
 #pragma unroll
-  for (int i = 0; i < kUnroll; ++i) {
-    Sum<Type> sum;
-    sum.zero();
-    sum.add(one[i]);
-    sum.add(other[i]);
-    access.store(out + i * kVectorStep, sum.rounded());
-  }
+  for (int i = 0; i < kUnroll; ++i) access.store(out + i * kVectorStep, sum_of_two<Type>(one[i], other[i]));
 }
 
 /// The same for any ranks and any bias, from byte `at` on. Lane r holds rank r's row where bit r of `ranks` is set; a lane
@@ -195,23 +211,24 @@ __device__ __forceinline__ void sum_any(const Access& access, const RowFrame& fr
 template <class Type, class Access>
 __device__ __forceinline__ void sum_row_of_two(const Access& access, const RowFrame& frame, const std::byte* first,
                                                const std::byte* second) {
-  const std::uint32_t begin = static_cast<std::uint32_t>(lane_index()) * 16, bytes = frame.vectors * 16;
-  const std::byte *one = first + begin, *other = second + begin;
+  const int begin = lane_index() * 16;
+  first += begin;
+  second += begin;
   std::byte* out = frame.out + begin;
-  const std::byte* const end = frame.out + bytes;
+  int left = static_cast<int>(frame.vectors * 16);  // bytes of the warp
   const auto steps = [&](auto unroll) {
-    constexpr int kUnroll = decltype(unroll)::value;
-    while (end - (out - begin) >= static_cast<std::ptrdiff_t>(kUnroll * kVectorStep)) {
-      sum_two<Type, kUnroll>(access, out, one, other);
-      out += kUnroll * kVectorStep;
-      one += kUnroll * kVectorStep;
-      other += kUnroll * kVectorStep;
+    constexpr int kUnroll = decltype(unroll)::value, kBytes = kUnroll * static_cast<int>(kVectorStep);
+    for (; left >= kBytes; left -= kBytes) {
+      sum_two<Type, kUnroll>(access, out, first, second);
+      out += kBytes;
+      first += kBytes;
+      second += kBytes;
     }
   };
   steps(Unroll<7>{});
   steps(Unroll<2>{});
   steps(Unroll<1>{});
-  if (out < end) sum_two<Type, 1>(access, out, one, other);
+  if (begin < left) sum_two<Type, 1>(access, out, first, second);
 }
 
 /// One warp sums a whole row from memory.
