@@ -26,7 +26,8 @@ struct BenchOptions {
   std::int64_t begin = 8, end = 4096, factor = 8;
   int iterations = 20, warm_up = 5, check = 1;
   std::vector<std::string> ops = {"all"};
-  std::string dtype = "both", memory = "both", profile = "uniform", trace, write_trace;
+  std::string dtype = "both", memory = "both", profile = "uniform", trace, write_trace, device = "cpu";
+  int num_sms = 0;
   std::uint64_t seed = 1;
   std::int64_t most_pair_tokens = 128;
   std::vector<double> late_us;
@@ -89,6 +90,11 @@ std::vector<FigureSpec> figures_of(const BenchOptions& options, std::int64_t tok
 SweepOptions sweep_options(const BenchOptions& options, const std::string& routing) {
   SweepOptions sweep;
   sweep.team = {options.shape.ranks, options.threads};
+  sweep.device = options.device == "cuda" ? Device::kCuda : Device::kCpu;
+  sweep.num_sms = options.num_sms;
+  if (sweep.device == Device::kCuda && !options.late_us.empty()) {
+    throw UsageError("--late is for CPU ranks: calls of GPU ranks queue up behind each other");
+  }
   sweep.model = options.shape.model_preset();
   if (options.dtype != "bf16" && sweep.model.hidden % core::kRowGranule != 0) {
     throw UsageError(fmt::format("--hidden = {}, allowed with FP8 rows: multiples of {}. Or use --dtype bf16",
@@ -120,8 +126,9 @@ std::string optional_number(const std::optional<double>& value) {
 
 void print_table(const SweepOptions& sweep, const SweepResult& result) {
   fmt::print("anyep {} on {}, {} ranks as {}\nrouting {}, the last size:\n{}\n\n", version(),
-             bench::this_machine().cpu_model, sweep.team.num_ranks, sweep.team.threads ? "threads" : "processes",
-             sweep.routing,
+             result.machine.gpu.empty() ? result.machine.cpu_model
+                                        : fmt::format("{} x {}", result.machine.gpus, result.machine.gpu),
+             sweep.team.num_ranks, sweep.team.threads ? "threads" : "processes", sweep.routing,
              workload::measure(sweep.batches.back(), sweep.batches.back().num_experts, sweep.team.num_ranks).to_text());
   Table table({{"tokens", "per rank"},
                {"hidden", ""},
@@ -147,7 +154,8 @@ void print_table(const SweepOptions& sweep, const SweepResult& result) {
   }
   fmt::print("{}\n{}\n", table.to_text(), table.legend());
   if (result.ceiling_gbs > 0) {
-    fmt::print("memory copy: {} GB/s per rank ({}), all ranks at once\n", number(result.ceiling_gbs),
+    fmt::print("{}: {} GB/s per rank ({}), all ranks at once\n",
+               sweep.device == Device::kCuda ? "rows to all peers" : "memory copy", number(result.ceiling_gbs),
                result.ceiling_method);
   }
 }
@@ -162,8 +170,7 @@ int measure(const BenchOptions& options) {
   for (const std::string& failure : result.failures) fmt::print(stderr, "{}\n", failure);
   if (!result.failures.empty()) return kExitEngine;
   if (options.json) {
-    const bench::Machine machine = bench::this_machine();
-    for (const bench::Figure& figure : result.figures) fmt::print("{}\n", bench::to_json_line(figure, machine));
+    for (const bench::Figure& figure : result.figures) fmt::print("{}\n", bench::to_json_line(figure, result.machine));
   } else {
     print_table(sweep, result);
   }
@@ -203,6 +210,13 @@ void add_options(CLI::App& app, BenchOptions& options) {
   app.add_option("--late", options.late_us, "also with one rank, each in turn, late by so many microseconds: 10,50")
       ->delimiter(',')
       ->check(CLI::Range(0.1, 1e6));
+  app.add_option("--device", options.device,
+                 "cpu, or cuda: ranks share the GPUs in turn (as processes they then need MPS)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--sms", options.num_sms, "GPU ranks: most SMs of an operation, 0 = the plan chooses")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   auto* const threads = app.add_flag("--threads", options.threads, "ranks are threads of one process");
   app.add_flag("--processes", options.processes, "ranks are processes (this is the default)")->excludes(threads);
   app.add_flag("--json", options.json, "print JSON lines in the record format (bench/METRICS.md)");
@@ -218,12 +232,15 @@ Command add_bench(CLI::App& parent) {
   app->footer(
       "Every iteration measures all figures of a size in turn. High throughput starts with cold caches; a pair is the "
       "mean of\n"
-      "20 back to back, warm. Times are those of the slowest rank.\n"
+      "20 back to back, warm. Times are those of the slowest rank. On GPUs calls queue up behind each other, and the "
+      "20\n"
+      "pairs are a replayed graph (bench/METRICS.md).\n"
       "\n"
       "Examples:\n"
       "  anyep bench --ranks 2 --op dispatch,combine -b 4096 -e 4096\n"
       "  anyep bench --ranks 2 --op pair -b 1 -e 128 -f 2 --dtype fp8 --json\n"
       "  anyep bench --ranks 2 --op pair -b 8 -e 128 -f 4 --late 10,50\n"
+      "  anyep bench --device cuda --ranks 2 --sms 16 -b 4096 -e 4096 --op dispatch,combine\n"
       "  anyep bench --model kimi-k2 --profile lognormal:1.1 --write-trace routing.txt\n"
       "Exit codes: 0 measured, 1 a wrong value, 2 bad arguments, 3 an engine failed or a rank died.");
   return {app, [options] { return measure(*options); }};

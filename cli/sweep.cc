@@ -11,6 +11,7 @@
 #include "bench/support/low_latency_case.h"
 #include "bench/support/memory_copy.h"
 #include "bench/support/samples.h"
+#include "cli/sweep_series.h"
 #include "cli/table.h"
 
 namespace anyep::cli {
@@ -18,29 +19,8 @@ namespace {
 
 constexpr std::uint64_t kContentSeed = 0x51ed;
 constexpr std::int64_t kCopyBytes = 64 << 20;
-/// Decode is measured as a loop of pairs without a barrier in between; a figure is the loop over its length.
-constexpr int kPairsPerIteration = 20;
 /// Below this many tokens a rate says nothing: the time is that of messages.
 constexpr std::int64_t kFewestTokensForRates = 128;
-
-std::int64_t most_tokens(const workload::Batch& batch) {
-  return *std::max_element(batch.tokens_per_rank.begin(), batch.tokens_per_rank.end());
-}
-
-/// Series on the board: a time and a number of wrong elements per figure, rows per figure, copies.
-struct SeriesOf {
-  int figures = 0;
-  int time(int figure) const { return figure; }
-  int wrong(int figure) const { return figures + figure; }
-  int wire_rows(int figure) const { return 2 * figures + figure; }
-  int logical_rows(int figure) const { return 3 * figures + figure; }
-  int copy(int method) const { return 4 * figures + method; }
-  int count() const { return copy(bench::MemoryCopy::kNumMethods); }
-};
-
-bool is_pair(const FigureSpec& figure) {
-  return figure.op == BenchOp::kPair;
-}
 
 Budget budget_of(const SweepOptions& options) {
   Budget budget;
@@ -219,6 +199,8 @@ void add_ceiling(SweepResult& result, const Board& board, const SeriesOf& series
   }
 }
 
+}  // namespace
+
 bench::Figure figure_of(const SweepOptions& options, int index, const Board& board, double ceiling_gbs) {
   const FigureSpec& spec = options.figures[static_cast<std::size_t>(index)];
   const SeriesOf series{static_cast<int>(options.figures.size())};
@@ -249,8 +231,6 @@ bench::Figure figure_of(const SweepOptions& options, int index, const Board& boa
   return figure;
 }
 
-}  // namespace
-
 const char* name_of(BenchOp op) {
   switch (op) {
     case BenchOp::kDispatch:
@@ -266,6 +246,7 @@ const char* name_of(BenchOp op) {
 }
 
 SweepResult run_sweep(const SweepOptions& options) {
+  if (options.device == Device::kCuda) return run_gpu_sweep(options);
   const SeriesOf series{static_cast<int>(options.figures.size())};
   const int copies = options.iterations * static_cast<int>(options.batches.size());
   Board board(options.team.num_ranks, series.count(), std::max(copies, options.iterations) + 2);
@@ -287,6 +268,7 @@ SweepResult run_sweep(const SweepOptions& options) {
     engine.close();
   });
   add_ceiling(result, board, series);
+  result.machine = bench::this_machine();
   for (int index = 0; index < series.figures; ++index) {
     result.figures.push_back(figure_of(options, index, board, result.ceiling_gbs));
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bench/support/high_throughput_case.h"
+#include "bench/support/machine.h"
 #include "bench/support/record.h"
 #include "cli/team.h"
 
@@ -25,8 +26,12 @@ struct FigureSpec {
   double late_us = 0;                             ///< one rank, another in each iteration, calls so much later
 };
 
+enum class Device { kCpu, kCuda };
+
 struct SweepOptions {
   TeamOptions team;
+  Device device = Device::kCpu;
+  int num_sms = 0;  ///< GPU ranks; 0 = the plan chooses
   workload::ModelPreset model;
   std::string routing;                   ///< its name, for records
   std::vector<workload::Batch> batches;  ///< one per number of tokens
@@ -40,6 +45,7 @@ struct SweepResult {
   std::vector<bench::Figure> figures;
   double ceiling_gbs = 0;
   std::string ceiling_method;
+  bench::Machine machine;
   std::vector<std::string> failures;
 };
 

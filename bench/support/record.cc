@@ -40,11 +40,12 @@ std::optional<double> Figure::share() const {
 }
 
 std::string to_json_line(const Figure& figure, const Machine& machine) {
+  const bool on_gpu = !machine.gpu.empty();
   Json line = {{"date", today()},
-               {"gpu", "cpu:" + machine.cpu_model},
-               {"count", machine.cores},
-               {"driver", machine.kernel},
-               {"cuda", nullptr},
+               {"gpu", on_gpu ? machine.gpu : "cpu:" + machine.cpu_model},
+               {"count", on_gpu ? machine.gpus : machine.cores},
+               {"driver", on_gpu ? machine.driver : machine.kernel},
+               {"cuda", on_gpu ? Json(machine.cuda) : Json(nullptr)},
                {"commit", version()},
                {"op", figure.op},
                {"kind", figure.kind},
@@ -60,7 +61,7 @@ std::string to_json_line(const Figure& figure, const Machine& machine) {
                {"wire_gbs", rounded(figure.wire_gbs())},
                {"ceiling_gbs", rounded(figure.ceiling_gbs > 0 ? std::optional(figure.ceiling_gbs) : std::nullopt)},
                {"ratio", rounded(figure.ratio())},
-               {"graph", false},
+               {"graph", figure.graph},
                {"routing", figure.routing}};
   if (!figure.memory.empty()) line["memory"] = figure.memory;
   if (figure.late_us > 0) line["late_us"] = figure.late_us;

@@ -24,6 +24,7 @@ struct Figure {
   std::int64_t wire_rows = 0, logical_rows = 0, row_bytes = 0;  ///< logical_rows = 0: rates are not meaningful
   double ceiling_gbs = 0;                                       ///< 0 = not measured
   std::int64_t wrong = 0;
+  bool graph = false;  ///< inside a replayed graph
   std::string command;
 
   std::optional<double> wire_gbs() const;
