@@ -182,7 +182,7 @@ class Bench {
     cuda::CountsPage& page = rank(r).page[i % World::kPages];
     if (fresh || op == Op::kNotify) {
       page.word = 0;
-      launch_notify(r, num_sms, page);
+      launch_notify(r, num_sms, page, fresh && !waits);
       if (waits && !wait_for_page(rank(r), page)) return false;
     }
     if (op != Op::kNotify) launch_rows(r, num_sms, fp8, fresh || op == Op::kBf16Ids, !waits && fresh);
@@ -193,7 +193,7 @@ class Bench {
   static int ranges(int num_sms) { return cuda::notify_ranges(kTokens, num_sms); }
   static int per_range(int num_sms) { return (kTokens + ranges(num_sms) - 1) / ranges(num_sms); }
 
-  void launch_notify(int r, int num_sms, cuda::CountsPage& page) {
+  void launch_notify(int r, int num_sms, cuda::CountsPage& page, bool dispatch_behind) {
     Buffers& b = buffers_[static_cast<std::size_t>(r)];
     cuda::NotifyParams p;
     p.team = world_.team(r, protocol::make_code(1, 1));
@@ -211,6 +211,7 @@ class Bench {
     p.tokens = b.tokens;
     p.partial = b.partial;
     p.page = &page;
+    p.dispatch_behind = dispatch_behind;
     cuda::launch_notify(p, rank(r).stream);
   }
 

@@ -199,6 +199,7 @@ class Run {
     notify.tokens = b.tokens;
     notify.partial = b.partial;
     notify.page = &page;
+    notify.dispatch_behind = c_.room == 1 && c_.num_ranks <= 2 && c_.seed % 2 == 0;
     cuda::launch_notify(notify, stream);
     if (c_.room == 0 && !wait_for_page(rank(r), page)) return false;
 
@@ -234,7 +235,7 @@ class Run {
     dispatch.final_place = out.final_place;
     dispatch.mark_rest_until = c_.room == 1 ? out.room : 0;
     dispatch.rows_until = b.rows_until;
-    dispatch.behind_notify = c_.room == 1 && c_.num_ranks <= 2 && c_.seed % 2 == 0;
+    dispatch.behind_notify = notify.dispatch_behind;
     cuda::launch_dispatch(dispatch, c_.num_sms, stream);
     return true;
   }

@@ -31,6 +31,11 @@ __device__ __forceinline__ std::uint32_t atom_add_acq_rel_gpu(std::uint32_t* at,
   return before;
 }
 
+/// Adds; what the thread has done and learned comes before, for readers that acquire on the same GPU.
+__device__ __forceinline__ void red_add_release_gpu(std::uint64_t* at, std::uint64_t value) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+
 // ---- loads and stores that others do not need soon -----------------------------------------------------------------
 
 /// 16 bytes past L1. Never the non-coherent path (ld.global.nc): peers write what we read (pitfall 1).

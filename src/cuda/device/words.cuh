@@ -97,6 +97,15 @@ static __device__ __noinline__ bool give_up_on(const Team& team, const protocol:
   return false;
 }
 
+/// One thread of a kernel that was launched early: waits until notify, before its end, has made this op's places.
+[[nodiscard]] static __device__ __noinline__ bool wait_for_places(const Team& team, const Turn& turn) {
+  State& state = *team.state;
+  const std::uint64_t wanted = state.places_taken + 1;
+  const auto there = [wanted](std::uint64_t seen) { return seen >= wanted; };
+  return protocol::wait_until(make_waiter(team, start_of(turn)), {team.rank, kWaitBeforeSend}, state.places_made,
+                              wanted, there) == protocol::Ended::kReached;
+}
+
 /// All threads of the block, at the end. True in the block that comes last, if no thread of this op has failed: all that
 /// any block did lies before (pattern D, litmus last-arriver).
 [[nodiscard]] __device__ inline bool last_to_finish(const Team& team, Sequence sequence, bool failed) {
@@ -109,10 +118,13 @@ static __device__ __noinline__ bool give_up_on(const Team& team, const protocol:
   return last;
 }
 
-/// One thread of the last block: the op is over, the next may draw tickets.
+/// One thread of the last block: the op is over, the next may draw tickets. notify draws none, and leaves them alone: the
+/// dispatch behind it may have begun to draw.
 __device__ inline void end_turn(const Team& team, Sequence sequence, const Turn& turn) {
   State& state = *team.state;
-  for (std::uint32_t& ticket : state.ticket) ticket = 0;
+  for (std::uint32_t& ticket : state.ticket) {
+    if (sequence != kSeqNotify) ticket = 0;
+  }
   state.finished[sequence] = 0;
   state.turn[sequence] = turn.number;
 }

@@ -84,20 +84,23 @@ class BulkRows {
     own_ = receiver_ == p_.team.rank;
   }
 
-  /// What needs no turn: the first row is on its way.
+  /// What needs neither turn nor places: the first row is on its way.
   __device__ void start() {
     tickets_.start(2);
     if (lane_index() == 0) mbarrier::init(loaded_, kRowStages);
     __syncwarp();  // the barriers are there
     now_ = tickets_.next();
     if (now_ < units_) load(now_, 0);
-    place_ = place_in(now_);
   }
 
   /// False: a wait has failed. Nothing is in flight afterwards.
   __device__ bool run() {
+    if (turn_.left) {
+      if (now_ < units_) mbarrier::wait(loaded_[0], 0);
+      return false;
+    }
     std::uint32_t now = now_, next = now + 1;
-    std::int32_t place = place_;
+    std::int32_t place = place_in(now);
     bool granted = p_.team.num_ranks == 1, ok = true;
     if (granted) take_grant();
     for (std::uint32_t turn = 0; now < units_; ++turn) {
@@ -109,7 +112,7 @@ class BulkRows {
       if (!granted) {
         if (own_) take_grant();
         store(now, turn, own_ ? place : -1);  // hides a part of the wait
-        ok = __all_sync(kAllLanes, !turn_.left && (row_ != 0 || reach_credit(p_, turn_, receiver_)));
+        ok = __all_sync(kAllLanes, row_ != 0 || reach_credit(p_, turn_, receiver_));
         __syncwarp();  // pattern F: one lane has acquired, others read the grant and store
         if (!ok) {
           bulk::commit();
@@ -184,7 +187,6 @@ class BulkRows {
   const std::uint32_t units_;
   Tickets tickets_;
   std::uint32_t now_ = 0, row_;
-  std::int32_t place_ = -1;
   int receiver_;
   bool own_, aligned_ = true;
   std::byte* to_ = nullptr;

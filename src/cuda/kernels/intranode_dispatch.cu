@@ -40,8 +40,8 @@ template <bool kBulk>
 __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ std::uint64_t loaded[kMaxRowWarps * kRowStages];
-  ptx::grid_dependency_wait();
   const DispatchParams& p = a.params;
+  if (!p.behind_notify) ptx::grid_dependency_wait();
   __shared__ Turn turn;
   const int warp = warp_index(), rows = a.plan.row_warps, sides = a.plan.side_warps;
   BulkRows bulk_rows(a, turn, stages + static_cast<std::uint32_t>(warp * kRowStages) * a.plan.stage_bytes,
@@ -50,7 +50,8 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   if (warp == rows + sides && lane_index() == 0) grant_ticket = draw_ticket(p.team, kPileGrant);
   if (kBulk && warp < rows) bulk_rows.start();
   open_turn(p.team, kSeqDispatch, turn);
-  __syncthreads();  // the turn is there
+  if (p.behind_notify && threadIdx.x == blockDim.x - 1 && !wait_for_places(p.team, turn)) turn.left = true;
+  __syncthreads();  // turn and places are there
   bool ok = true;
   if (warp < rows) {
     ok = kBulk ? bulk_rows.run() : PlainRows(a, turn).run();
@@ -64,7 +65,11 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   const int peer = static_cast<int>(threadIdx.x);
   if (peer < p.team.num_ranks && peer != p.team.rank) ok = exchange_arrivals(p, turn, peer);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
-  if (threadIdx.x == 0) end_turn(p.team, kSeqDispatch, turn);
+  if (threadIdx.x != 0) return;
+  end_turn(p.team, kSeqDispatch, turn);
+  if (!p.behind_notify) return;
+  ++p.team.state->places_taken;
+  ptx::grid_dependency_wait();  // what follows in the stream comes after the end of notify, too
 }
 
 }  // namespace

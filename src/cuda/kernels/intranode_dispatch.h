@@ -35,7 +35,8 @@ struct DispatchParams {
   /// Rows beyond those received have ids of -1 up to here, the room; 0 = leave them (exact-size outputs).
   std::int64_t mark_rest_until = 0;
   const std::int32_t* rows_until = nullptr;  ///< [num_ranks], device
-  /// Launched right behind this rank's notify, on a GPU that serves this rank only: may start before notify has ended.
+  /// The launch before this one in the stream is the notify that makes `places`, with dispatch_behind, on a GPU that serves
+  /// this rank only: starts before notify has ended.
   bool behind_notify = false;
 };
 

@@ -228,13 +228,25 @@ __device__ bool check_rank(const NotifyParams& p, const Turn& turn, const Exchan
          give_up_on(p.team, {rank, kWaitInReceive}, turn, INT32_MAX, static_cast<std::uint64_t>(received));
 }
 
-__device__ void write_results(const NotifyParams& p, const Scratch& scratch, const Exchange& all) {
+/// What kernels behind this one need.
+__device__ void write_places(const NotifyParams& p, const Scratch& scratch, const Exchange& all) {
   const int n = p.team.num_ranks, me = p.team.rank;
   for (int at = thread_index(); at < p.num_ranges * n; at += kThreads) {
     std::int32_t before = scratch.before[at];
     for (int source = 0; source < me; ++source) before += all.rows[source][at % n];
     p.before[at] = before;
   }
+  if (thread_index() < n) {
+    std::int32_t until = 0;
+    for (int source = 0; source <= thread_index(); ++source) until += all.rows[source][me];
+    p.rows_until[thread_index()] = until;
+    p.tokens[thread_index()] = all.tokens[thread_index()];
+  }
+}
+
+/// What the host needs.
+__device__ void write_page(const NotifyParams& p, const Exchange& all) {
+  const int n = p.team.num_ranks, me = p.team.rank;
   for (int local = thread_index(); local < core::expert_block(p.num_experts, n, me).count; local += kThreads) {
     p.page->pairs[local] = all.pairs[local];
   }
@@ -245,8 +257,6 @@ __device__ void write_results(const NotifyParams& p, const Scratch& scratch, con
       if (source <= rank) until += all.rows[source][me];
       received += all.rows[source][rank];
     }
-    p.rows_until[rank] = until;
-    p.tokens[rank] = all.tokens[rank];
     p.page->rows_until[rank] = until;
     p.page->tokens[rank] = all.tokens[rank];
     p.page->rows_of[rank] = received;
@@ -289,10 +299,16 @@ __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant_
   bool ok = receive_counts(p, turn, all);
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   if (thread_index() < p.team.num_ranks) ok = check_rank(p, turn, all, thread_index());
-  write_results(p, scratch, all);
-  if (__syncthreads_and(ok ? 1 : 0) == 0 || thread_index() != 0) return;  // the page is whole
-  end_turn(p.team, kSeqNotify, turn);
-  publish(p.page->word, turn.number);  // pattern Q
+  write_places(p, scratch, all);
+  if (__syncthreads_and(ok ? 1 : 0) == 0) return;  // also: places are whole
+  if (thread_index() == 0) {
+    end_turn(p.team, kSeqNotify, turn);
+    if (p.dispatch_behind)
+      ptx::red_add_release_gpu(&p.team.state->places_made, 1);  // pattern D: its reader is on this GPU
+  }
+  write_page(p, all);
+  __syncthreads();                                              // the page is whole
+  if (thread_index() == 0) publish(p.page->word, turn.number);  // pattern Q
 }
 
 namespace {

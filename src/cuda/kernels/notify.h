@@ -38,6 +38,7 @@ struct NotifyParams {
   std::int32_t* tokens = nullptr;      ///< [num_ranks]
   std::int32_t* partial = nullptr;     ///< scratch, [num_ranges, num_experts + num_ranks]
   CountsPage* page = nullptr;
+  bool dispatch_behind = false;  ///< the next launch in the stream is a dispatch with behind_notify
 };
 
 /// Ranges, hence blocks, for so many tokens with at most `num_sms` blocks.

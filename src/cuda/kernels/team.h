@@ -25,6 +25,9 @@ struct State {
   std::uint32_t left;           ///< 1 = a thread of this rank has given up: all leave. Never reset
   std::uint32_t spare[7];       ///< for the low-latency kernels
   unsigned long long ids_out_of_range;  ///< so far
+  /// Routes that a dispatch was launched behind, by notify; those dispatches, by them. What tells such a dispatch that its
+  /// places are there, although notify has not ended.
+  std::uint64_t places_made, places_taken;
 };
 
 struct Team {
