@@ -147,12 +147,12 @@ class _Native(_AnyEP):
     def high_throughput(self):
         native, work, views = self.native, self.work, self.views
         start = _clock()
-        handle = native.route(work.num_experts, work.top_k, views["experts"], None, None, 0.0, [], True)
+        handle = native.route(work.num_experts, work.top_k, views["experts"], None, None, 0, 0.0, [], True)
         routed = _clock()
         native.dispatch(handle, views["x"], None, views["experts"], views["weights"], [], views["rows"], None,
-                        views["row_experts"], views["row_weights"], [], 0.0, 0, [], True)
+                        views["row_experts"], views["row_weights"], [], 0, 0.0, 0, [], True)
         dispatched = _clock()
-        native.combine(handle, views["answers"], None, None, None, views["out"], None, 0.0, 0, [], True)
+        native.combine(handle, views["answers"], None, None, None, views["out"], None, 0, 0.0, 0, [], True)
         return start, routed, dispatched, _clock()
 
     def low_latency(self):
@@ -160,10 +160,10 @@ class _Native(_AnyEP):
         shape = (work.num_experts, work.top_k, work.hidden, work.tokens)
         start = _clock()
         native.low_latency_dispatch(*shape, views["x"], views["experts"], views["slab_x"], None, views["counts"],
-                                    views["source"], views["range"], None, None, 0, False, False, 0.0, [], True).receive()
+                                    views["source"], views["range"], None, None, 0, False, False, 0, 0.0, [], True).event()
         dispatched = _clock()
         native.low_latency_combine(*shape, views["slab_x"], views["source"], views["range"], views["experts"],
-                                   views["weights"], views["pair_out"], None, 0, False, False, 0.0, [], True).receive()
+                                   views["weights"], views["pair_out"], None, 0, False, False, 0, 0.0, [], True).event()
         return start, dispatched, _clock()
 
 

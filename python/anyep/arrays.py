@@ -1,7 +1,9 @@
 """Arrays of other libraries: how their memory is seen (View) and how outputs of the same library are made.
 
-torch tensors and numpy arrays are known by name; anything else with DLPack or the buffer protocol serves as an input, and its
-outputs are numpy arrays. Neither library is imported here before a caller hands over one of its arrays.
+torch tensors and numpy arrays are known by name; anything else with DLPack, the CUDA array interface or the buffer protocol
+serves as an input, and its outputs are numpy arrays. Neither library is imported here before a caller hands over one of its
+arrays. ``device`` is where an engine's tensors lie: a GPU's number, or -1 for the memory of the CPU. Outputs of engines on GPUs
+are torch tensors (_gpu.py).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from .errors import ArgumentError
 
 View = _native.View
 _CODES: Dict[str, int] = {name: code for name, (code, _) in _native.DTYPES.items()}
+_SIZES: Dict[int, int] = dict(_native.DTYPES.values())
 _BYTES: Dict[str, int] = {name: size for name, (_, size) in _native.DTYPES.items()}
 # glibc's DEFAULT_MMAP_THRESHOLD_MAX: what is larger gets fresh pages from malloc every time (native/recycle.cc).
 _LARGE_BYTES = 32 << 20
@@ -59,9 +62,9 @@ class _Torch:
         self.code_of = {dtype: _CODES[name] for name, dtype in self.dtype_of.items()}
         self._cpu = torch.device("cpu")
 
-    def view(self, tensor: Any) -> View:
-        if not tensor.is_cpu:
-            raise ValueError(f"a tensor on the CPU is needed, this one is on {tensor.device}")
+    def view(self, tensor: Any, device: int = -1) -> View:
+        if tensor.get_device() != device or (device < 0 and not tensor.is_cpu):
+            raise ValueError(_elsewhere(device, str(tensor.device)))
         return View(tensor.data_ptr(), self.code_of[tensor.dtype], tensor.shape, tensor.stride())
 
     def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
@@ -109,7 +112,7 @@ class _Numpy:
 
 _torch: Optional[_Torch] = None
 _numpy: Optional[_Numpy] = None
-_views: Dict[type, Callable[[Any], View]] = {View: lambda view: view}
+_views: Dict[type, Callable[[Any, int], View]] = {View: lambda view, device: view}
 
 
 def _is_torch(kind: type) -> bool:
@@ -138,25 +141,59 @@ def _is_extension(array: Any) -> bool:
     return getattr(dtype, "kind", "") == "V" and getattr(dtype, "name", "") in _CODES
 
 
-def _typed_view(typed: Typed) -> View:
+def _elsewhere(device: int, where: str) -> str:
+    return f"a tensor on {'the CPU' if device < 0 else f'GPU {device} (cuda:{device})'} is needed, this one is on {where}"
+
+
+# Names of the CUDA array interface; what it lacks (bfloat16, float8) comes as Typed.
+_TYPESTRS = {"|b1": "bool", "|u1": "uint8", "|i1": "int8", "<i2": "int16", "<i4": "int32", "<i8": "int64", "<f2": "float16",
+             "<f4": "float32", "<f8": "float64", "<u2": "int16", "<u4": "int32", "<u8": "int64", "<V2": "int16", "|V2": "int16"}
+
+
+def _interface_view(array: Any, device: int, code: int) -> View:
+    """Of an array with __cuda_array_interface__, CuPy's say."""
+    interface = array.__cuda_array_interface__
+    lies_on = getattr(getattr(array, "device", None), "id", None)
+    if lies_on is not None and lies_on != device:
+        raise ValueError(_elsewhere(device, f"GPU {lies_on}"))
+    name = _TYPESTRS.get(interface["typestr"])
+    if name is None:
+        raise TypeError("its element type is none of anyep's; name one with anyep.Typed")
+    size = _BYTES[name]
+    if code >= 0 and size != _SIZES[code]:
+        raise TypeError("the named element type has another size than the array's elements")
+    shape, strides = interface["shape"], interface.get("strides")
+    return View(interface["data"][0], _CODES[name] if code < 0 else code, shape,
+                None if strides is None else tuple(stride // size for stride in strides))
+
+
+def _foreign_view(array: Any, device: int, code: int = -1) -> View:
+    if hasattr(array, "__cuda_array_interface__"):
+        if device < 0:
+            raise ValueError(_elsewhere(device, "a GPU"))
+        return _interface_view(array, device, code)
+    return _native.view_of(array, code, device)
+
+
+def _typed_view(typed: Typed, device: int) -> View:
     if _is_torch(type(typed.array)):
-        view = torch_library().view(typed.array)
+        view = torch_library().view(typed.array, device)
         if _BYTES[view.dtype] != _BYTES[typed.dtype]:
             raise TypeError("the named element type has another size than the array's elements")
         return View(view.address, _CODES[typed.dtype], view.shape, view.strides)
-    return _native.view_of(typed.array, _CODES[typed.dtype])
+    return _foreign_view(typed.array, device, _CODES[typed.dtype])
 
 
-def _other_view(array: Any) -> View:
+def _other_view(array: Any, device: int) -> View:
     if _is_extension(array):
         raw = array.view(_Numpy._RAW[array.dtype.itemsize])
-        return _native.view_of(raw, _CODES[array.dtype.name])
-    return _native.view_of(array)
+        return _native.view_of(raw, _CODES[array.dtype.name], device)
+    return _foreign_view(array, device)
 
 
-def _view_function(kind: type) -> Callable[[Any], View]:
+def _view_function(kind: type) -> Callable[[Any, int], View]:
     if kind is Typed:
-        function: Callable[[Any], View] = _typed_view
+        function: Callable[[Any, int], View] = _typed_view
     elif _is_torch(kind):
         function = torch_library().view
     else:
@@ -165,12 +202,12 @@ def _view_function(kind: type) -> Callable[[Any], View]:
     return function
 
 
-def view(op: str, name: str, array: Any) -> View:
-    """The memory of an array. TypeError: not an array; ArgumentError: not on the CPU, an element type that anyep lacks, not
+def view(op: str, name: str, array: Any, device: int = -1) -> View:
+    """The memory of an array. TypeError: not an array; ArgumentError: not on ``device``, an element type that anyep lacks, not
     1 to 4 dimensions. The caller keeps the array alive."""
     kind = type(array)
     try:
-        return (_views.get(kind) or _view_function(kind))(array)
+        return (_views.get(kind) or _view_function(kind))(array, device)
     except KeyError:
         got: object = getattr(array, "dtype", kind.__name__)
         allowed = ", ".join(_CODES)
@@ -190,8 +227,8 @@ def _describe(array: Any) -> str:
     return f"tensor of shape {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
 
 
-def optional_view(op: str, name: str, array: Any) -> Optional[View]:
-    return None if array is None else view(op, name, array)
+def optional_view(op: str, name: str, array: Any, device: int = -1) -> Optional[View]:
+    return None if array is None else view(op, name, array, device)
 
 
 def library_of(array: Any) -> Any:

@@ -1,19 +1,20 @@
 """The engine of a group of ranks: routes, dispatches and combines tokens.
 
-Tensors are torch tensors or numpy arrays (see arrays.py). Calls are collective: every rank makes them in the same order. One
-thread at a time may be inside a call. R = ranks of the group, L = experts of this rank, S = R * max_tokens.
+Tensors are torch tensors or numpy arrays (see arrays.py), on GPU ranks CUDA tensors. Calls are collective: every rank makes them
+in the same order. One thread at a time may be inside a call. R = ranks of the group, L = experts of this rank, S = R * max_tokens.
 """
 
 from __future__ import annotations
 
 import collections
-import logging
 from typing import Any, Deque, List, Optional, Sequence, Tuple
 
 from . import _native
+from ._calls import LowLatency, _forward_log, _log_waits, logger, on_stream
+from ._gpu import Gpu, device_of, must_have_torch
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
-from .errors import CapacityError, argument_error
+from .errors import CapacityError, UnsupportedError, argument_error
 from .handle import Handle
 from .rows import Combined, Dispatched, Rows, Slabs, ordinary_rows, swapped
 
@@ -21,66 +22,30 @@ Event = _native.Event
 Tuning = _native.Tuning
 WIRES = {"bf16": 0, "fp8": 1, "ue8m0": 2, "logfmt": 3}
 
-logger = logging.getLogger("anyep")
-logger.addHandler(logging.NullHandler())  # silent unless the program listens
-_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
-_log_waits = _native.log_waits
-
-
-def _forward_log() -> None:
-    for level, line in _native.take_log():
-        logger.log(_LEVELS[level], line)
-
-
-class LowLatency:
-    """One low-latency operation: its results, and the hook that completes them.
-
-    Attributes:
-        result: Slabs of a dispatch, or the tensor [num_tokens, hidden] of a combine.
-        event: ends with the operation; complete when the call waited. With a hook it is what ``receive`` gave, before that
-            None.
-    """
-
-    __slots__ = ("result", "event", "_engine", "_pending", "_keep")
-
-    def __init__(self, engine: "Engine", result: Any, pending: Any, keep: Tuple[Any, ...], hook: bool, wait: bool) -> None:
-        self.result = result
-        self.event: Optional[Event] = None
-        self._engine = engine
-        self._pending = pending
-        self._keep = keep
-        if hook:
-            engine._sends.append(self)
-        else:
-            self.event = pending.receive()
-            if not wait:
-                engine._hold(self.event, keep)
-
-    def receive(self) -> Event:
-        """The hook: runs the receive half on this thread. Once, in the order of the sends (StateError otherwise). Results and
-        statistics may be read afterwards."""
-        event = self._pending.receive()
-        self._engine._sends.remove(self)
-        self.event = event
-        return event
-
-
 class Engine:
     """One engine of a group of ranks, for both modes. Make it with ``create``; ``with`` closes it.
 
     The methods are collective unless they say "local". Every collective one takes
 
     * ``wait``: True returns when the operation is done (and runs it on this thread if nothing is queued); False returns at
-      once, the event ends later. Until then the engine keeps inputs and outputs alive, and inputs must not change.
-    * ``after``: events that the operation comes after.
+      once, the event ends later. Until then the engine keeps inputs and outputs alive, and inputs must not change. Default:
+      True on CPU ranks; False on GPU ranks, where what follows on the stream comes after the operation anyway.
+    * ``after``: events that the operation comes after; on GPU ranks its stream waits for them, the host does not.
     * ``timeout_s``: seconds it may wait for peers; default: ``Tuning``.
+
+    GPU ranks (``device`` >= 0) take tensors of that GPU and put their work on torch's current stream, or on ``stream`` (of torch
+    or CuPy, or its number), which every method with tensors takes: then the call is made as if that stream were the current one.
+    Outputs are torch tensors of that stream. The host waits for the numbers of ``route`` only where they are asked for. Calls
+    may be captured into CUDA graphs (docs/python/gpus.md).
 
     Errors: ArgumentError, CapacityError, StateError before anything is sent; PeerTimeoutError, PeerDeadError, MismatchError
     from the call that waits, the event, or the next call. A failed engine stays failed.
     """
 
-    def __init__(self, native: Any) -> None:
+    def __init__(self, native: Any, device: int = -1) -> None:
         self._native = native
+        self.device: int = device  #: the GPU of this rank; -1 = a CPU rank
+        self._gpu: Optional[Gpu] = Gpu(native, device) if device >= 0 else None
         self._running: Deque[Tuple[Event, Tuple[Any, ...]]] = collections.deque()
         self._sends: List[LowLatency] = []
         self.rank: int = native.rank
@@ -89,11 +54,13 @@ class Engine:
 
     @classmethod
     def create(cls, group: Any = None, *, rows_bytes: int = 0, low_latency_bytes: int = 0, max_experts: int = 1024,
-               masks: bool = False, tuning: Optional[Tuning] = None) -> "Engine":
+               masks: bool = False, tuning: Optional[Tuning] = None, device: Any = None) -> "Engine":
         """Collective, all or none.
 
         Args:
             group: a Bootstrap, a torch process group, an mpi4py communicator, or None for one rank.
+            device: this rank's GPU: its number, "cuda" (torch's current one), "cuda:N" or a torch.device; -1 or "cpu" for CPU
+                ranks. Default: torch's current GPU for a group of NCCL, else the CPU. ANYEP_BACKEND=cpu or cuda overrides.
             rows_bytes: window memory for high throughput; address space, never a limit on tokens.
             low_latency_bytes: memory of the low-latency regions (``low_latency_bytes`` below); a call beyond it is
                 CapacityError. One of the two must be more than 0.
@@ -102,18 +69,35 @@ class Engine:
 
         Raises:
             MismatchError: ranks differ in budget or version. ResourceError, PeerTimeoutError, PeerDeadError.
+            UnsupportedError: a GPU is asked for, and this build, torch or the machine has none.
         """
+        number = device_of(device, group)
+        if number >= 0:
+            must_have_torch(number)
         try:
-            return cls(_native.create(as_bootstrap(group), rows_bytes, low_latency_bytes, max_experts, masks,
-                                      tuning if tuning is not None else Tuning.from_environment()))
+            return cls(_native.create(as_bootstrap(group), number, rows_bytes, low_latency_bytes, max_experts, masks,
+                                      tuning if tuning is not None else Tuning.from_environment()), number)
         finally:
             if _log_waits():
                 _forward_log()
 
+    def _on(self, stream: Any) -> Any:
+        if self._gpu is None:
+            raise argument_error("stream", "stream", stream, "None on CPU ranks", "They have a queue and no streams")
+        return self._gpu.on(stream)
+
+    def _library(self, like: Any) -> Any:
+        """What makes outputs."""
+        return library_of(like) if self._gpu is None else self._gpu
+
+    def _stream(self) -> int:
+        return 0 if self._gpu is None else self._gpu.stream()
+
     # ---- high throughput
 
+    @on_stream
     def route(self, experts: Any, num_experts: int, *, top_k: int = 0, ranks: Any = None, pairs_per_expert: Any = None,
-              timeout_s: float = 0.0, after: Sequence[Event] = (), wait: bool = True) -> Handle:
+              timeout_s: float = 0.0, after: Sequence[Event] = (), wait: Optional[bool] = None) -> Handle:
         """Counts, exchanges counts, fixes the place of every row.
 
         Args:
@@ -123,29 +107,51 @@ class Engine:
             pairs_per_expert: [num_experts] int32, this rank's (token, choice) pairs; default: counted.
             top_k: needed without experts only.
         """
-        op = "route"
+        op, device = "route", self.device
+        wait = device < 0 if wait is None else wait
         if experts is not None:
-            experts_view = view(op, "experts", experts)
+            experts_view = view(op, "experts", experts, device)
             top_k = top_k or experts.shape[-1]
         else:
             experts_view = None
-        native = self._native.route(num_experts, top_k or 1, experts_view, optional_view(op, "ranks", ranks),
-                                    optional_view(op, "pairs_per_expert", pairs_per_expert), timeout_s, list(after), wait)
-        if not wait:
+        native = self._native.route(num_experts, top_k or 1, experts_view, optional_view(op, "ranks", ranks, device),
+                                    optional_view(op, "pairs_per_expert", pairs_per_expert, device), self._stream(), timeout_s,
+                                    list(after), wait)
+        if not wait and device < 0:
             self._hold(None, (experts, ranks, pairs_per_expert))
         if _log_waits():
             _forward_log()
-        return Handle(native)
+        return Handle(native, self._gpu)
 
+    @on_stream
+    def adopt(self, rows_until: Any, place: Any, source: Any, tokens: Any) -> Handle:
+        """Local. A handle from arrays that a caller kept (see ``Handle.arrays``). On a GPU nothing is copied: the tensors must
+        live, unchanged, as long as the handle; values that no route has given make wrong results, never foreign writes."""
+        if self._gpu is None:
+            return Handle.adopt(self.num_ranks, self.rank, rows_until, place, source, tokens)
+        op, device = "adopt", self.device
+        native = self._native.adopt(view(op, "rows_until", rows_until, device), view(op, "place", place, device),
+                                    view(op, "source", source, device), view(op, "tokens", tokens, device), self._stream())
+        return Handle(native, self._gpu, (rows_until, place, source, tokens))
+
+    @on_stream
     def make_rows(self, num_rows: int, hidden: int, dtype: str, *, num_scales: int = 0, scales_dtype: str = "float32",
                   like: Any = None) -> Rows:
         """Local. Rows (x and scales) in the engine's window, where peers can write and gather: the quickest place to dispatch
         to and to combine from. They may outlive the engine. ``like``: an array of the library that is wanted (numpy).
 
         Raises:
-            CapacityError: the window's heap has no room; ordinary tensors serve as well.
+            CapacityError: the window's heap has no room; ordinary tensors serve as well, and are what GPU ranks get then.
         """
+        if self._gpu is not None:
+            return self._gpu_rows(num_rows, hidden, dtype, num_scales, scales_dtype)
         return self._rows_in_window(library_of(like), num_rows, hidden, dtype, num_scales, scales_dtype)
+
+    def _gpu_rows(self, num_rows: int, hidden: int, dtype: str, num_scales: int, scales_dtype: str) -> Rows:
+        gpu = self._gpu
+        assert gpu is not None
+        return Rows(gpu.rows((num_rows, hidden), gpu.dtype_of[dtype]),
+                    gpu.rows((num_rows, num_scales), gpu.dtype_of[scales_dtype]) if num_scales else None)
 
     def _rows_in_window(self, library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int,
                         scales_dtype: str) -> Rows:
@@ -157,14 +163,17 @@ class Engine:
 
     def _rows(self, library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int, scales_dtype: str) -> Rows:
         """In the window where there is room, else in ordinary memory."""
+        if self._gpu is not None:
+            return self._gpu_rows(num_rows, hidden, dtype, num_scales, scales_dtype)
         try:
             return self._rows_in_window(library, num_rows, hidden, dtype, num_scales, scales_dtype)
         except CapacityError:
             return ordinary_rows(library, num_rows, hidden, dtype, num_scales, scales_dtype)
 
+    @on_stream
     def dispatch(self, x: Any, handle: Handle, *, scales: Any = None, experts: Any = None, weights: Any = None,
                  extra: Sequence[Any] = (), out: Optional[Rows] = None, num_rows: Optional[int] = None, num_sms: int = 0,
-                 timeout_s: float = 0.0, after: Sequence[Event] = (), wait: bool = True) -> Dispatched:
+                 timeout_s: float = 0.0, after: Sequence[Event] = (), wait: Optional[bool] = None) -> Dispatched:
         """Sends each token once to every rank that the handle names.
 
         Args:
@@ -173,7 +182,8 @@ class Engine:
             experts: [num_tokens, top_k] global ids, weights: [num_tokens, top_k] float32 and extra: further [num_tokens, any]
                 tensors travel with the rows.
             out: where to; default: new rows, in the window where there is room. num_rows: rows of a new ``out``; default: as
-                many as come, for which the call waits. Rows past the last have experts -1 and are otherwise unspecified.
+                many as come, for which the call waits. Rows past the last have experts -1 and are otherwise unspecified. A
+                CUDA graph can capture the call only with one of the two.
             num_sms: most threads; 0 = the plan chooses.
 
         Returns:
@@ -184,21 +194,26 @@ class Engine:
         Raises:
             CapacityError: ``out`` has fewer rows than come; the surplus is dropped.
         """
-        op = "dispatch"
-        x_view = view(op, "x", x)
-        scales_view = optional_view(op, "scales", scales)
-        experts_view = optional_view(op, "experts", experts)
-        weights_view = optional_view(op, "weights", weights)
-        extra_views = [view(op, "extra", tensor) for tensor in extra]
+        op, device = "dispatch", self.device
+        wait = device < 0 if wait is None else wait
+        x_view = view(op, "x", x, device)
+        scales_view = optional_view(op, "scales", scales, device)
+        experts_view = optional_view(op, "experts", experts, device)
+        weights_view = optional_view(op, "weights", weights, device)
+        extra_views = [view(op, "extra", tensor, device) for tensor in extra]
         if out is None:
+            if num_rows is None and self._gpu is not None and self._gpu.is_capturing():
+                raise UnsupportedError("dispatch: num_rows = None, allowed in a capture: a number of rows. Nobody can wait for "
+                                       "their number there.", op=op, argument="num_rows")
             out = self._new_rows(x, x_view, scales_view, experts_view, weights_view, extra, extra_views,
                                  handle.num_rows if num_rows is None else num_rows)
         event = self._native.dispatch(
-            handle._native, x_view, scales_view, experts_view, weights_view, extra_views, view(op, "out.x", out.x),
-            optional_view(op, "out.scales", out.scales), optional_view(op, "out.experts", out.experts),
-            optional_view(op, "out.weights", out.weights), [view(op, "out.extra", tensor) for tensor in out.extra],
-            timeout_s, num_sms, list(after), wait)
-        if not wait:
+            handle._native, x_view, scales_view, experts_view, weights_view, extra_views, view(op, "out.x", out.x, device),
+            optional_view(op, "out.scales", out.scales, device), optional_view(op, "out.experts", out.experts, device),
+            optional_view(op, "out.weights", out.weights, device),
+            [view(op, "out.extra", tensor, device) for tensor in out.extra], self._stream(), timeout_s, num_sms, list(after),
+            wait)
+        if not wait and device < 0:
             self._hold(event, (x, scales, experts, weights, extra, out, handle))
         if _log_waits():
             _forward_log()
@@ -209,18 +224,19 @@ class Engine:
         for name, tensor in (("x", x_view), ("scales", scales), ("experts", experts), ("weights", weights)):
             if tensor is not None and len(tensor.shape) != 2:
                 raise argument_error("dispatch", name, f"tensor of shape {list(tensor.shape)}", "2 dimensions")
-        library = library_of(x)
+        library = self._library(x)
         rows = self._rows(library, num_rows, x_view.shape[1], x_view.dtype, 0 if scales is None else scales.shape[1],
                           "float32" if scales is None else scales.dtype)
         return rows._replace(
             experts=None if experts is None else library.empty((num_rows, experts.shape[1]), experts.dtype),
             weights=None if weights is None else library.empty((num_rows, weights.shape[1]), weights.dtype),
-            extra=tuple(library_of(tensor).empty((num_rows, *shown.shape[1:]), shown.dtype)
+            extra=tuple(self._library(tensor).empty((num_rows, *shown.shape[1:]), shown.dtype)
                         for tensor, shown in zip(extra, extra_views)))
 
+    @on_stream
     def combine(self, x: Any, handle: Handle, *, weights: Any = None, bias: Sequence[Any] = (), out: Any = None,
                 out_weights: Any = None, num_sms: int = 0, timeout_s: float = 0.0, after: Sequence[Event] = (),
-                wait: bool = True) -> Combined:
+                wait: Optional[bool] = None) -> Combined:
         """out[token] = bias + the sum, over ranks ascending, of that rank's row for it: float32, rounded once, unweighted.
 
         Args:
@@ -228,45 +244,50 @@ class Engine:
             weights: [num_rows, any] float32, summed likewise. bias: up to two [num_tokens, hidden] of x's type, None among
                 them allowed. out, out_weights: where to; default: new tensors.
         """
-        op = "combine"
-        x_view = view(op, "x", x)
-        weights_view = optional_view(op, "weights", weights)
+        op, device = "combine", self.device
+        wait = device < 0 if wait is None else wait
+        x_view = view(op, "x", x, device)
+        weights_view = optional_view(op, "weights", weights, device)
         if len(bias) > 2:
             raise argument_error(op, "bias", f"{len(bias)} tensors", "at most 2")
-        biases = [optional_view(op, "bias", tensor) for tensor in bias] + [None] * (2 - len(bias))
+        biases = [optional_view(op, "bias", tensor, device) for tensor in bias] + [None] * (2 - len(bias))
         if out is None:
             if len(x_view.shape) != 2:
                 raise argument_error(op, "x", f"tensor of shape {list(x_view.shape)}", "2 dimensions")
-            out = library_of(x).empty((handle.num_tokens, x_view.shape[1]), x_view.dtype)
+            out = self._library(x).empty((handle.num_tokens, x_view.shape[1]), x_view.dtype)
         if out_weights is None and weights_view is not None:
-            out_weights = library_of(weights).empty((handle.num_tokens, *weights_view.shape[1:]), weights_view.dtype)
-        event = self._native.combine(handle._native, x_view, weights_view, biases[0], biases[1], view(op, "out", out),
-                                     optional_view(op, "out_weights", out_weights), timeout_s, num_sms, list(after), wait)
-        if not wait:
+            out_weights = self._library(weights).empty((handle.num_tokens, *weights_view.shape[1:]), weights_view.dtype)
+        event = self._native.combine(handle._native, x_view, weights_view, biases[0], biases[1], view(op, "out", out, device),
+                                     optional_view(op, "out_weights", out_weights, device), self._stream(), timeout_s, num_sms,
+                                     list(after), wait)
+        if not wait and device < 0:
             self._hold(event, (x, weights, bias, out, out_weights, handle))
         if _log_waits():
             _forward_log()
         return Combined(out, out_weights, event)
 
+    @on_stream
     def layout(self, experts: Any, num_experts: int) -> Tuple[Any, Any, Any]:
         """Local. tokens_per_rank int32 [R] (each token once), pairs_per_expert int32 [num_experts], token_in_rank bool
         [num_tokens, R] of this rank's own ``experts`` [num_tokens, top_k]."""
-        experts_view = view("layout", "experts", experts)
+        device = self.device
+        experts_view = view("layout", "experts", experts, device)
         if len(experts_view.shape) != 2:
             raise argument_error("layout", "experts", f"tensor of shape {list(experts_view.shape)}", "2 dimensions")
-        library = library_of(experts)
+        library = self._library(experts)
         result = (library.empty((self.num_ranks,), "int32"), library.empty((max(num_experts, 0),), "int32"),
                   library.empty((experts_view.shape[0], self.num_ranks), "bool"))
         self._native.layout(num_experts, experts_view.shape[1], experts_view,
-                            *(view("layout", "out", tensor) for tensor in result))
+                            *(view("layout", "out", tensor, device) for tensor in result), self._stream())
         return result
 
     # ---- low latency
 
+    @on_stream
     def low_latency_dispatch(self, x: Any, experts: Any, num_experts: int, max_tokens: int, *, wire: str = "bf16",
                              round_scale: bool = False, hook: bool = False, out: Optional[Slabs] = None, received: Any = None,
                              waited: Any = None, timeout_s: float = 0.0, after: Sequence[Event] = (),
-                             wait: bool = True) -> LowLatency:
+                             wait: Optional[bool] = None) -> LowLatency:
         """Tokens straight into per-expert slabs.
 
         Args:
@@ -276,26 +297,29 @@ class Engine:
             hook: return when data is on its way; ``receive()`` of the result does the rest, on the thread that calls it. At
                 most two operations may be unreceived.
             out: slabs to fill; default: new ones. received: int32 [L], received rows are added. waited: int64 [R],
-                nanoseconds waited for each source are added.
+                nanoseconds (on GPU ranks clock cycles) waited for each source are added.
         """
-        op = "low_latency_dispatch"
-        x_view = view(op, "x", x)
-        experts_view = view(op, "experts", experts)
+        op, device = "low_latency_dispatch", self.device
+        wait = device < 0 if wait is None else wait
+        x_view = view(op, "x", x, device)
+        experts_view = view(op, "experts", experts, device)
         if wire not in WIRES or wire == "logfmt":
             raise argument_error(op, "wire", repr(wire), "'bf16', 'fp8' or 'ue8m0'")
         if len(x_view.shape) != 2:
             raise argument_error(op, "x", f"tensor of shape {list(x_view.shape)}", "2 dimensions")
         hidden = x_view.shape[1]
         if out is None:
-            out = self._new_slabs(library_of(x), num_experts, hidden, max_tokens, wire)
+            out = self._new_slabs(self._library(x), num_experts, hidden, max_tokens, wire)
+        stream = self._stream()
         pending = self._native.low_latency_dispatch(
-            num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, experts_view, view(op, "out.x", out.x),
-            optional_view(op, "out.scales", out.scales), view(op, "out.counts", out.counts),
-            view(op, "out.source", out.source), view(op, "out.range", out.range), optional_view(op, "received", received),
-            optional_view(op, "waited", waited), WIRES[wire], round_scale, hook, timeout_s, list(after), wait)
+            num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, experts_view, view(op, "out.x", out.x, device),
+            optional_view(op, "out.scales", out.scales, device), view(op, "out.counts", out.counts, device),
+            view(op, "out.source", out.source, device), view(op, "out.range", out.range, device),
+            optional_view(op, "received", received, device), optional_view(op, "waited", waited, device), WIRES[wire],
+            round_scale, hook, stream, timeout_s, list(after), wait)
         if _log_waits():
             _forward_log()
-        return LowLatency(self, out, pending, (x, experts, out, received, waited), hook, wait)
+        return LowLatency(self, out, pending, (x, experts, out, received, waited), hook, wait, stream)
 
     def _new_slabs(self, library: Any, num_experts: int, hidden: int, max_tokens: int, wire: str) -> Slabs:
         base, rest = divmod(max(num_experts, 0), self.num_ranks)
@@ -309,10 +333,11 @@ class Engine:
         return Slabs(x, scales, library.empty((experts,), "int32"), library.empty((experts, rows), "int32"),
                      library.empty((experts, self.num_ranks), "int64"))
 
+    @on_stream
     def low_latency_combine(self, x: Any, experts: Any, weights: Any, slabs: Slabs, num_experts: int, max_tokens: int, *,
                             wire: str = "bf16", zero_copy: bool = False, hook: bool = False, out: Any = None,
                             waited: Any = None, timeout_s: float = 0.0, after: Sequence[Event] = (),
-                            wait: bool = True) -> LowLatency:
+                            wait: Optional[bool] = None) -> LowLatency:
         """out[token] = sum over its choices of weight * that expert's row (specification: docs/concepts.md).
 
         Args:
@@ -322,21 +347,24 @@ class Engine:
             wire: "bf16" or "logfmt" (10 bits; hidden a multiple of 128; not with zero_copy).
             out: [num_tokens, hidden] bfloat16; default: new.
         """
-        op = "low_latency_combine"
-        x_view = view(op, "x", x)
-        experts_view = view(op, "experts", experts)
+        op, device = "low_latency_combine", self.device
+        wait = device < 0 if wait is None else wait
+        x_view = view(op, "x", x, device)
+        experts_view = view(op, "experts", experts, device)
         if wire not in ("bf16", "logfmt"):
             raise argument_error(op, "wire", repr(wire), "'bf16' or 'logfmt'")
         hidden = x_view.shape[-1]
         if out is None:
-            out = library_of(x).empty((experts_view.shape[0], hidden), "bfloat16")
+            out = self._library(x).empty((experts_view.shape[0], hidden), "bfloat16")
+        stream = self._stream()
         pending = self._native.low_latency_combine(
-            num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, view(op, "slabs.source", slabs.source),
-            view(op, "slabs.range", slabs.range), experts_view, view(op, "weights", weights), view(op, "out", out),
-            optional_view(op, "waited", waited), WIRES[wire], zero_copy, hook, timeout_s, list(after), wait)
+            num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, view(op, "slabs.source", slabs.source, device),
+            view(op, "slabs.range", slabs.range, device), experts_view, view(op, "weights", weights, device),
+            view(op, "out", out, device), optional_view(op, "waited", waited, device), WIRES[wire], zero_copy, hook, stream,
+            timeout_s, list(after), wait)
         if _log_waits():
             _forward_log()
-        return LowLatency(self, out, pending, (x, experts, weights, slabs, out, waited), hook, wait)
+        return LowLatency(self, out, pending, (x, experts, weights, slabs, out, waited), hook, wait, stream)
 
     def combine_buffer(self, num_experts: int, hidden: int, max_tokens: int, *, like: Any = None) -> Any:
         """Local. The zero-copy input of a combine: [L, S, hidden] bfloat16 in the engine's memory, one address for its life.
@@ -344,42 +372,51 @@ class Engine:
         memory = self._native.combine_buffer(num_experts, hidden, max_tokens)
         base, rest = divmod(num_experts, self.num_ranks)
         shape = (base + (self.rank < rest), self.num_ranks * max_tokens, hidden)
-        library = library_of(like)
+        library = self._library(like)
         return library.over(memory, shape, "bfloat16") if memory.bytes else library.empty(shape, "bfloat16")
 
     # ---- the rest
 
+    @on_stream
     def barrier(self) -> None:
-        """Of all ranks that are not masked."""
-        self._native.barrier()
+        """Of all ranks that are not masked. On a GPU what follows on the stream waits, the host does not."""
+        self._native.barrier(self._stream())
         if _log_waits():
             _forward_log()
 
     def masks(self) -> List[int]:
         """Local. 1 for every masked rank. StateError without ``masks``."""
+        if self._gpu is not None:
+            status = self._gpu.empty((self.num_ranks,), "int32")
+            self._native.masks(view("masks", "out", status, self.device), self._gpu.stream())
+            return status.tolist()
         import array
 
         words = array.array("i", [0] * self.num_ranks)
-        self._native.masks(view("masks", "out", memoryview(words)))
+        self._native.masks(view("masks", "out", memoryview(words)), 0)
         return list(words)
 
     def mask(self, rank: int) -> None:
         """Local: from now on low-latency calls neither send to this rank nor wait for it."""
-        self._native.mask(rank)
+        self._native.mask(rank, self._stream())
 
     def unmask(self, rank: int) -> None:
         """Asks the rank; takes effect on both sides at an operation that both agreed on."""
-        self._native.unmask(rank)
+        self._native.unmask(rank, self._stream())
 
-    def memory(self, mode: str, offset: int, num_bytes: int) -> memoryview:
-        """Local. Bytes of the engine's own payload memory; ``mode`` is "high_throughput" or "low_latency"."""
+    def memory(self, mode: str, offset: int, num_bytes: int) -> Any:
+        """Local. Bytes of the engine's own payload memory, a memoryview, on a GPU a torch tensor of uint8; ``mode`` is
+        "high_throughput" or "low_latency"."""
         if mode not in ("high_throughput", "low_latency"):
             raise argument_error("memory", "mode", repr(mode), "'high_throughput' or 'low_latency'")
-        return memoryview(self._native.memory(mode == "low_latency", offset, num_bytes))
+        memory = self._native.memory(mode == "low_latency", offset, num_bytes)
+        if self._gpu is not None:
+            return self._gpu.over(memory, (num_bytes,), "uint8")
+        return memoryview(memory)
 
     @property
     def ids_out_of_range(self) -> int:
-        """Expert ids that counted as -1 so far."""
+        """Expert ids that counted as -1 so far. On a GPU the host waits for all operations."""
         return self._native.ids_out_of_range
 
     def check(self) -> None:
@@ -398,6 +435,8 @@ class Engine:
         try:
             self._native.close()
         finally:
+            if self._gpu is not None:
+                self._gpu.pool.close()
             self._running.clear()
             self._sends.clear()
             if _log_waits():

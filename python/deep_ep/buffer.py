@@ -14,11 +14,12 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 
-from . import high_throughput, low_latency
+from . import gpu, high_throughput, low_latency
 from .calls import Method
 from .config import Config, combine_config, dispatch_config, low_latency_size_hint
 from .events import EventHandle, EventOverlap, Previous
 from .runtime import Runtime
+from .streams import Place
 
 logger = logging.getLogger("anyep")
 
@@ -100,6 +101,8 @@ class Buffer:
         return self._alive(method)
 
     def _note_ids(self, engine: Any) -> None:
+        if engine.device >= 0:
+            return  # the host would have to wait for the count
         if not self._warned and engine._native.ids_out_of_range:
             self._warned = True
             logger.warning("Buffer: topk_idx has ids below -1 or beyond the experts (%d so far); they count as -1. "
@@ -171,6 +174,9 @@ class Buffer:
             event.
         """
         with _LAYOUT.call(self._alive(_LAYOUT)) as engine:
+            if engine.device >= 0:
+                place = gpu.place_of(_LAYOUT, self.runtime, previous_event, async_finish, allocate_on_comm_stream)
+                return gpu.layout(_LAYOUT, engine, place, topk_idx, _LAYOUT.number("num_experts", num_experts))
             after = high_throughput.check_events(_LAYOUT, previous_event, async_finish, allocate_on_comm_stream)
             for event in after:
                 event.wait()
@@ -205,6 +211,15 @@ class Buffer:
         """
         with high_throughput.DISPATCH.call(self._alive(high_throughput.DISPATCH)) as engine:
             num_sms = high_throughput.num_sms_of(high_throughput.DISPATCH, config, Buffer.num_sms)
+            if engine.device >= 0:
+                place = gpu.place_of(high_throughput.DISPATCH, self.runtime, previous_event, async_finish,
+                                     allocate_on_comm_stream)
+                if handle is not None:
+                    high_throughput.must_be_cached(topk_idx, topk_weights)
+                    return gpu.cached_dispatch(self.runtime, engine, place, x, handle, num_sms)
+                return gpu.routed_dispatch(self.runtime, engine, place, x,
+                                           (num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert), topk_idx,
+                                           topk_weights, expert_alignment, num_worst_tokens, num_sms)
             after = high_throughput.check_events(high_throughput.DISPATCH, previous_event, async_finish,
                                                  allocate_on_comm_stream)
             send = high_throughput.Send(engine, num_sms, after, async_finish, self.runtime)
@@ -231,6 +246,10 @@ class Buffer:
         """
         with high_throughput.COMBINE.call(self._alive(high_throughput.COMBINE)) as engine:
             num_sms = high_throughput.num_sms_of(high_throughput.COMBINE, config, Buffer.num_sms)
+            if engine.device >= 0:
+                place = gpu.place_of(high_throughput.COMBINE, self.runtime, previous_event, async_finish,
+                                     allocate_on_comm_stream)
+                return gpu.combine(engine, place, x, handle, topk_weights, bias, num_sms)
             after = high_throughput.check_events(high_throughput.COMBINE, previous_event, async_finish,
                                                  allocate_on_comm_stream)
             return high_throughput.combine(engine, x, handle, topk_weights, bias, num_sms, after, async_finish)
@@ -282,13 +301,18 @@ class Buffer:
             wire = low_latency.wire_of(use_fp8, round_scale, use_ue8m0)
             max_tokens = low_latency.DISPATCH.number("num_max_dispatch_tokens_per_rank", num_max_dispatch_tokens_per_rank)
             num_experts = low_latency.DISPATCH.number("num_experts", num_experts)
-            sent = engine.low_latency_dispatch(
-                x, topk_idx, num_experts, max_tokens, wire=wire, round_scale=use_fp8 and round_scale, hook=return_recv_hook,
-                received=cumulative_local_expert_recv_stats, waited=dispatch_wait_recv_cost_stats, wait=not async_finish)
+            place = Place(self.runtime, None, async_finish, False) if engine.device >= 0 else None
+            with place or low_latency.HERE:
+                sent = engine.low_latency_dispatch(
+                    x, topk_idx, num_experts, max_tokens, wire=wire, round_scale=use_fp8 and round_scale,
+                    hook=return_recv_hook, received=cumulative_local_expert_recv_stats, waited=dispatch_wait_recv_cost_stats,
+                    wait=engine.device < 0 and not async_finish)
             self._note_ids(engine)
             slabs = sent.result
             handle = (slabs.source, slabs.range, max_tokens, x.shape[1], num_experts)
-            event, hook = low_latency.finish(low_latency.DISPATCH, engine, sent, async_finish, return_recv_hook)
+            event, hook = low_latency.finish(low_latency.DISPATCH, place, sent, async_finish, return_recv_hook,
+                                             (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats),
+                                             slabs)
             return (slabs.x if slabs.scales is None else (slabs.x, slabs.scales)), slabs.counts, handle, event, hook
 
     def low_latency_combine(self, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Handle, use_logfmt: bool = False,
@@ -308,10 +332,15 @@ class Buffer:
         """
         with low_latency.COMBINE.call(self._low_latency(low_latency.COMBINE)) as engine:
             low_latency.check_finish(low_latency.COMBINE, async_finish, return_recv_hook)
-            sent = low_latency.combine(engine, x, topk_idx, topk_weights, handle, use_logfmt, zero_copy, async_finish,
-                                       return_recv_hook, out, combine_wait_recv_cost_stats)
+            place = Place(self.runtime, None, async_finish, False) if engine.device >= 0 else None
+            with place or low_latency.HERE:
+                sent = low_latency.combine(engine, x, topk_idx, topk_weights, handle, use_logfmt, zero_copy,
+                                           engine.device < 0 and not async_finish, return_recv_hook, out,
+                                           combine_wait_recv_cost_stats)
             self._note_ids(engine)
-            event, hook = low_latency.finish(low_latency.COMBINE, engine, sent, async_finish, return_recv_hook)
+            event, hook = low_latency.finish(low_latency.COMBINE, place, sent, async_finish, return_recv_hook,
+                                             (x, topk_idx, topk_weights, handle[0], handle[1], combine_wait_recv_cost_stats),
+                                             (sent.result,))
             return sent.result, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: Handle) -> Tensor:

@@ -4,32 +4,54 @@ from __future__ import annotations
 
 from typing import Any, Callable, List, Optional, Tuple, Union
 
+import torch
 from anyep import Event, StateError
 
 from .calls import Method
 
 
 class EventHandle:
-    """The end of an operation. Made by hand it stands for everything before it; on CPU ranks that is done already."""
+    """The end of an operation. Made by hand it stands for everything before it on the current CUDA stream; on CPU ranks that is
+    done already."""
 
-    __slots__ = ("_event", "_method")
+    __slots__ = ("_event", "_method", "_device", "_recorded", "_keep")
 
     def __init__(self) -> None:
-        self._event: Optional[Event] = None  # complete
+        self._event: Optional[Event] = None
         self._method: Optional[Method] = None
+        self._device = -1
+        self._keep: Tuple[Any, ...] = ()
+        self._recorded: Optional[torch.cuda.Event] = None  # None and no event of an operation: complete
+        if torch.cuda.is_initialized():  # else there has been no work on any stream
+            self._recorded = torch.cuda.Event()
+            self._recorded.record()
 
     @classmethod
-    def _of(cls, event: Event, method: Method) -> "EventHandle":
-        handle = cls()
-        handle._event = event
-        handle._method = method
+    def _of(cls, event: Event, method: Method, device: int = -1, keep: Tuple[Any, ...] = ()) -> "EventHandle":
+        """Of an operation; ``keep`` lives as long as the event."""
+        handle = cls.__new__(cls)
+        handle._event, handle._method, handle._device, handle._keep = event, method, device, keep
+        handle._recorded = None
         return handle
 
+    def _hold_back(self, stream: torch.cuda.Stream) -> None:
+        """What follows on the stream comes after the event."""
+        if self._recorded is not None:
+            stream.wait_event(self._recorded)
+        elif self._event is not None:
+            self._event.wait(stream.cuda_stream)
+
     def current_stream_wait(self) -> None:
-        """What follows comes after the operation. On CPU ranks the calling thread waits; raises what went wrong."""
-        if self._event is not None and self._method is not None:
-            with self._method.call():
-                self._event.wait()
+        """What follows comes after the operation: on the current stream, on CPU ranks on the calling thread, which waits and
+        raises what went wrong."""
+        if self._recorded is not None:
+            self._recorded.wait()
+        elif self._event is not None and self._method is not None:
+            if self._device >= 0:
+                self._event.wait(torch.cuda.current_stream().cuda_stream)
+            else:
+                with self._method.call():
+                    self._event.wait()
 
 
 class EventOverlap:
@@ -80,11 +102,19 @@ class EventOverlap:
 Previous = Union[None, EventHandle, EventOverlap]
 
 
-def events_before(previous_event: Previous) -> Optional[List[Event]]:
-    """None without an event, which EventOverlap(None) means too; else what the operation comes after."""
+def handle_before(previous_event: Previous) -> Optional[EventHandle]:
+    """None without an event, which EventOverlap(None) means too."""
     handle = previous_event.event if isinstance(previous_event, EventOverlap) else previous_event
+    if handle is not None and not isinstance(handle, EventHandle):
+        raise TypeError(f"previous_event must be an EventOverlap, an EventHandle or None, got {type(handle).__name__}")
+    return handle
+
+
+def events_before(previous_event: Previous) -> Optional[List[Event]]:
+    """The same for CPU ranks: what the operation comes after."""
+    handle = handle_before(previous_event)
     if handle is None:
         return None
-    if not isinstance(handle, EventHandle):
-        raise TypeError(f"previous_event must be an EventOverlap, an EventHandle or None, got {type(handle).__name__}")
+    if handle._recorded is not None:
+        handle._recorded.synchronize()
     return [] if handle._event is None else [handle._event]

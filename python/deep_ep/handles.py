@@ -13,7 +13,7 @@ from .calls import Method
 _View = _native.View
 _INT32: int = _native.DTYPES["int32"][0]
 _CPU = torch.device("cpu")
-_NUM_TENSORS = 6
+NUM_TENSORS = 6
 
 
 def _column(matrix: torch.Tensor, num_ranks: int, column: int) -> Any:
@@ -39,8 +39,8 @@ def adopt(method: Method, handle: Any, rank: int, num_ranks: int) -> Tuple[Any, 
     """The engine's handle, and the rows that the tensors of this handle's dispatch have."""
     if not isinstance(handle, (tuple, list)):
         raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
-    if len(handle) != _NUM_TENSORS:
-        raise method.refuse("len(handle)", len(handle), f"{_NUM_TENSORS}, as dispatch returns")
+    if len(handle) != NUM_TENSORS:
+        raise method.refuse("len(handle)", len(handle), f"{NUM_TENSORS}, as dispatch returns")
     prefix, tokens, _, source, token_in_rank, place = [view(method.name, f"handle[{i}]", tensor)
                                                         for i, tensor in enumerate(handle)]
     native = _native.Handle.adopt_v1(num_ranks, rank, prefix, tokens, source, token_in_rank, place)

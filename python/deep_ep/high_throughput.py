@@ -74,12 +74,12 @@ def _bytes_of(x: Tensor) -> Any:
     return _View(x.data_ptr(), _CODES["uint8"], (x.shape[0], x.shape[1] * size), (x.stride(0) * size, 1))
 
 
-class _Payload:
+class Payload:
     """x and its scales: views of them, and outputs of the same kind."""
 
-    __slots__ = ("x", "scales", "x_view", "scales_view", "code")
+    __slots__ = ("x", "scales", "x_view", "scales_view", "code", "device")
 
-    def __init__(self, x: Any) -> None:
+    def __init__(self, x: Any, device: int = -1) -> None:
         scales = None
         if isinstance(x, (tuple, list)):
             if len(x) != 2:
@@ -89,12 +89,14 @@ class _Payload:
             raise TypeError(f"x must be a tensor or (data, scales), got {type(x).__name__}")
         self.x = x
         self.scales = scales
-        self.scales_view = optional_view("dispatch", "scales", scales)
+        self.device = device
+        self.scales_view = optional_view("dispatch", "scales", scales, device)
         self.code = _ELEMENTS.get(x.dtype)
         if x.dtype == torch.float8_e4m3fn and scales is None:
             self.code = _CODES["uint8"]  # V1 moves rows without looking at them; the engine would miss the scales
-        if not x.is_cpu or x.layout is not torch.strided or not 0 < x.dim() <= 4:
-            self.x_view = view("dispatch", "x", x)  # says what is wrong
+        elsewhere = x.get_device() != device or (device < 0 and not x.is_cpu)
+        if elsewhere or x.layout is not torch.strided or not 0 < x.dim() <= 4:
+            self.x_view = view("dispatch", "x", x, device)  # says what is wrong
         elif self.code is not None:
             self.x_view = _View(x.data_ptr(), self.code, x.shape, x.stride())
         else:
@@ -105,7 +107,11 @@ class _Payload:
         x, scales = self.x, self.scales
         hidden = x.shape[-1]
         known = self.code is not None and x.dim() == 2 and (scales is None or scales.dim() == 2)
-        if in_window and known and (scales is None or scales.element_size() == 4):
+        if self.device >= 0:
+            make = engine._gpu.rows if in_window else engine._gpu.new
+            out = make((num_rows, hidden), x.dtype)
+            out_scales = None if scales is None else make((num_rows, *scales.shape[1:]), scales.dtype)
+        elif in_window and known and (scales is None or scales.element_size() == 4):
             names = _TORCH.name_of
             out, out_scales, *_ = engine._rows(_TORCH, num_rows, hidden, names[x.dtype],
                                                0 if scales is None else scales.shape[1],
@@ -118,11 +124,16 @@ class _Payload:
             out_view = _View(out.data_ptr(), self.code, (num_rows, hidden))
         else:
             out_view = _View(out.data_ptr(), _CODES["uint8"], (num_rows, hidden * x.element_size()))
-        return out, out_view, out_scales, optional_view("dispatch", "recv_scales", out_scales)
+        return out, out_view, out_scales, optional_view("dispatch", "recv_scales", out_scales, self.device)
+
+
+def must_be_cached(topk_idx: Any, topk_weights: Any) -> None:
+    if topk_idx is not None or topk_weights is not None:
+        raise DISPATCH.refuse("topk_idx" if topk_idx is not None else "topk_weights", "a tensor", "None with a handle")
 
 
 class Send:
-    """One dispatch."""
+    """One dispatch on CPU ranks."""
 
     __slots__ = ("engine", "num_sms", "after", "async_finish", "in_window", "checked")
 
@@ -135,14 +146,13 @@ class Send:
         self.checked = runtime.checked
 
     def cached(self, x: Any, handle: Any, topk_idx: Any, topk_weights: Any) -> Tuple[Any, None, None, None, None, EventOverlap]:
-        if topk_idx is not None or topk_weights is not None:
-            raise DISPATCH.refuse("topk_idx" if topk_idx is not None else "topk_weights", "a tensor", "None with a handle")
+        must_be_cached(topk_idx, topk_weights)
         engine = self.engine
         native, num_rows = adopt(DISPATCH, handle, engine.rank, engine.num_ranks)
-        payload = _Payload(x)
+        payload = Payload(x)
         out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
         event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
-                                        None, None, [], 0.0, self.num_sms, self.after, not self.async_finish)
+                                        None, None, [], 0, 0.0, self.num_sms, self.after, not self.async_finish)
         if self.async_finish:
             engine._hold(event, (x, out, out_scales, native))
         received = out if out_scales is None else (out, out_scales)
@@ -151,14 +161,14 @@ class Send:
     def routed(self, x: Any, layout: Tuple[Any, Any, Any], topk_idx: Optional[Tensor], topk_weights: Optional[Tensor],
                alignment: int, num_worst_tokens: int) -> Tuple[Any, ...]:
         engine = self.engine
-        token_in_rank, pairs = self._check(layout, topk_idx, topk_weights, alignment, num_worst_tokens)
-        payload = _Payload(x)
+        token_in_rank, pairs = check_layout(engine, layout, topk_idx, topk_weights, alignment, num_worst_tokens, self.checked)
+        payload = Payload(x)
         ids_view = optional_view("dispatch", "topk_idx", topk_idx)
         weights_view = optional_view("dispatch", "topk_weights", topk_weights)
         top_k = 1 if topk_idx is None else topk_idx.shape[-1]
         # The host waits for the counts also with num_worst_tokens: the handle's tensors hold them, and have no event.
         native = engine._native.route(pairs.shape[0], top_k, ids_view, view("dispatch", "is_token_in_rank", token_in_rank),
-                                      view("dispatch", "num_tokens_per_expert", pairs), 0.0, self.after, True)
+                                      view("dispatch", "num_tokens_per_expert", pairs), 0, 0.0, self.after, True)
         num_rows = num_worst_tokens or native.num_rows()
         out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
         out_ids = out_weights = out_ids_view = out_weights_view = None
@@ -168,7 +178,7 @@ class Send:
             out_weights = torch.empty(num_rows, top_k, dtype=topk_weights.dtype, device=_CPU)
             out_weights_view = view("dispatch", "recv_topk_weights", out_weights)
         event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, [], out_view,
-                                        out_scales_view, out_ids_view, out_weights_view, [], 0.0, self.num_sms, [],
+                                        out_scales_view, out_ids_view, out_weights_view, [], 0, 0.0, self.num_sms, [],
                                         not self.async_finish)
         if self.async_finish:
             engine._hold(event, (x, topk_idx, topk_weights, out, out_scales, out_ids, out_weights, native))
@@ -177,35 +187,38 @@ class Send:
         received = out if out_scales is None else (out, out_scales)
         return received, out_ids, out_weights, counts, handle, _finished(DISPATCH, event, self.async_finish)
 
-    def _check(self, layout: Tuple[Any, Any, Any], topk_idx: Any, topk_weights: Any, alignment: int,
-               num_worst_tokens: int) -> Tuple[Tensor, Tensor]:
-        """What only V1 asks for, and what the views below would not say in its words."""
-        counts, token_in_rank, pairs = layout
-        for name, tensor in (("num_tokens_per_rank", counts), ("is_token_in_rank", token_in_rank),
-                             ("num_tokens_per_expert", pairs)):
-            if tensor is None:
-                raise DISPATCH.refuse(name, None, "a tensor of get_dispatch_layout, or a handle")
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        num_ranks = self.engine.num_ranks
-        if counts.dtype != torch.int32 or counts.shape != (num_ranks,):
-            raise DISPATCH.refuse("num_tokens_per_rank", f"{counts.dtype} {list(counts.shape)}", f"torch.int32 [{num_ranks}]")
-        if self.checked and token_in_rank.dim() == 2 and token_in_rank.shape[1] == num_ranks:
-            for rank, (given, count) in enumerate(zip(counts.tolist(), token_in_rank.sum(0).tolist())):
-                if given != count:
-                    raise DISPATCH.refuse(f"num_tokens_per_rank[{rank}]", given, f"{count}, as is_token_in_rank says")
-        if pairs.dim() != 1:
-            raise DISPATCH.refuse("num_tokens_per_expert.shape", list(pairs.shape), "[number of experts]")
-        if (topk_idx is None) != (topk_weights is None):
-            missing = "topk_idx" if topk_idx is None else "topk_weights"
-            raise DISPATCH.refuse(missing, None, "both topk_idx and topk_weights, or neither")
-        if alignment < 1:
-            raise DISPATCH.refuse("expert_alignment", alignment, "1 or more")
-        if num_worst_tokens < 0:
-            raise DISPATCH.refuse("num_worst_tokens", num_worst_tokens, "0 or more")
-        if num_worst_tokens > 0 and topk_idx is None:
-            raise DISPATCH.refuse("num_worst_tokens", num_worst_tokens, "0 without topk_idx")
-        return token_in_rank, pairs
+
+def check_layout(engine: Any, layout: Tuple[Any, Any, Any], topk_idx: Any, topk_weights: Any, alignment: int,
+                 num_worst_tokens: int, checked: bool = False) -> Tuple[Tensor, Tensor]:
+    """What only V1 asks for, and what the views below would not say in its words."""
+    counts, token_in_rank, pairs = layout
+    for name, tensor in (("num_tokens_per_rank", counts), ("is_token_in_rank", token_in_rank),
+                         ("num_tokens_per_expert", pairs)):
+        if tensor is None:
+            raise DISPATCH.refuse(name, None, "a tensor of get_dispatch_layout, or a handle")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    num_ranks = engine.num_ranks
+    if counts.get_device() != engine.device:
+        view("dispatch", "num_tokens_per_rank", counts, engine.device)  # says what is wrong
+    if counts.dtype != torch.int32 or counts.shape != (num_ranks,):
+        raise DISPATCH.refuse("num_tokens_per_rank", f"{counts.dtype} {list(counts.shape)}", f"torch.int32 [{num_ranks}]")
+    if checked and token_in_rank.dim() == 2 and token_in_rank.shape[1] == num_ranks:
+        for rank, (given, count) in enumerate(zip(counts.tolist(), token_in_rank.sum(0).tolist())):
+            if given != count:
+                raise DISPATCH.refuse(f"num_tokens_per_rank[{rank}]", given, f"{count}, as is_token_in_rank says")
+    if pairs.dim() != 1:
+        raise DISPATCH.refuse("num_tokens_per_expert.shape", list(pairs.shape), "[number of experts]")
+    if (topk_idx is None) != (topk_weights is None):
+        missing = "topk_idx" if topk_idx is None else "topk_weights"
+        raise DISPATCH.refuse(missing, None, "both topk_idx and topk_weights, or neither")
+    if alignment < 1:
+        raise DISPATCH.refuse("expert_alignment", alignment, "1 or more")
+    if num_worst_tokens < 0:
+        raise DISPATCH.refuse("num_worst_tokens", num_worst_tokens, "0 or more")
+    if num_worst_tokens > 0 and topk_idx is None:
+        raise DISPATCH.refuse("num_worst_tokens", num_worst_tokens, "0 without topk_idx")
+    return token_in_rank, pairs
 
 
 def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int, after: List[Event],
@@ -223,7 +236,7 @@ def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor],
         out_weights = torch.empty((num_tokens, *topk_weights.shape[1:]), dtype=topk_weights.dtype, device=_CPU)
     event = engine._native.combine(native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0),
                                    optional_view("combine", "bias[1]", bias_1), view("combine", "combined_x", out),
-                                   optional_view("combine", "combined_topk_weights", out_weights), 0.0, num_sms, after,
+                                   optional_view("combine", "combined_topk_weights", out_weights), 0, 0.0, num_sms, after,
                                    not async_finish)
     if async_finish:
         engine._hold(event, (x, topk_weights, bias_0, bias_1, out, out_weights, native))

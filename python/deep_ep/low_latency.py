@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable, Optional, Tuple
 
 import torch
@@ -11,6 +12,7 @@ from anyep.arrays import view
 from .calls import Method
 from .events import EventHandle, EventOverlap
 from .handles import low_latency_handle
+from .streams import Place
 
 Tensor = torch.Tensor
 
@@ -47,10 +49,16 @@ def wire_of(use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> str:
     return "ue8m0"
 
 
-def finish(method: Method, engine: Any, sent: LowLatency, async_finish: bool,
-           return_recv_hook: bool) -> Tuple[EventOverlap, Optional[Callable[[], None]]]:
+#: Where operations of CPU ranks run: with no stream of their own.
+HERE = contextlib.nullcontext()
+
+
+def finish(method: Method, place: Optional[Place], sent: LowLatency, async_finish: bool, return_recv_hook: bool,
+           inputs: Tuple[Any, ...], outputs: Tuple[Any, ...]) -> Tuple[EventOverlap, Optional[Callable[[], None]]]:
     if return_recv_hook:
         return EventOverlap(None), _hook(_RECEIVE[method is DISPATCH], sent)
+    if place is not None:
+        return place.finish(method, sent.event, inputs, outputs), None
     if async_finish and sent.event is not None:
         return EventOverlap(EventHandle._of(sent.event, method)), None
     return EventOverlap(None), None
@@ -77,12 +85,12 @@ def _hook(method: Method, sent: LowLatency) -> Callable[[], None]:
 
 
 def combine(engine: Any, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Any, use_logfmt: bool, zero_copy: bool,
-            async_finish: bool, hook: bool, out: Optional[Tensor], waited: Optional[Tensor]) -> LowLatency:
+            wait: bool, hook: bool, out: Optional[Tensor], waited: Optional[Tensor]) -> LowLatency:
     known = low_latency_handle(COMBINE, handle)
     slabs = Slabs(None, None, None, known.source, known.range)
     return engine.low_latency_combine(x, topk_idx, topk_weights, slabs, known.num_experts, known.max_tokens,
                                       wire="logfmt" if use_logfmt else "bf16", zero_copy=zero_copy, hook=hook, out=out,
-                                      waited=waited, wait=not async_finish)
+                                      waited=waited, wait=wait)
 
 
 def combine_buffer(engine: Any, handle: Any) -> Tensor:
@@ -91,4 +99,4 @@ def combine_buffer(engine: Any, handle: Any) -> Tensor:
 
 
 def query_masks(engine: Any, mask_status: Tensor) -> None:
-    engine._native.masks(view("masks", "mask_status", mask_status))
+    engine._native.masks(view("masks", "mask_status", mask_status, engine.device), engine._stream())

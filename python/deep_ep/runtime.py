@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any, Optional
 
@@ -31,12 +32,17 @@ _INT64_MAX = 2**63 - 1
 
 def _tuning() -> Tuning:
     """V1's limit of 100 s, where the environment names no other."""
-    import os
-
     tuning = Tuning.from_environment()
     if "ANYEP_TIMEOUT_S" not in os.environ:
         tuning.timeout_s = 100.0
     return tuning
+
+
+def _device() -> int:
+    """The GPU that is current, where there is one; else CPU ranks. ANYEP_BACKEND overrides."""
+    if os.environ.get("ANYEP_BACKEND", "auto") == "cpu" or not torch.cuda.is_available():
+        return -1  # "cuda" without a GPU is refused by Engine.create
+    return torch.cuda.current_device()
 
 
 class Runtime:
@@ -59,7 +65,9 @@ class Runtime:
             tuning = _tuning()
             self.checked = tuning.checked
             self.engine = Engine.create(bootstrap, rows_bytes=rows, low_latency_bytes=low_latency, max_experts=_MAX_EXPERTS,
-                                         masks=masks, tuning=tuning)
+                                         masks=masks, tuning=tuning, device=_device())
+        self.gpu = self.engine._gpu
+        self._comm_stream: Optional[torch.cuda.Stream] = None
         self.rank, self.num_ranks, self._num_nodes = self.engine.rank, self.engine.num_ranks, self.engine.num_nodes
 
     def is_available(self) -> bool:
@@ -79,10 +87,16 @@ class Runtime:
         return self.rank if global_ else 0
 
     def get_local_device_id(self) -> int:
-        """-1, as torch says of CPU tensors."""
-        return -1
+        """The GPU's number; -1, as torch says of CPU tensors, on CPU ranks."""
+        return -1 if self.gpu is None else self.gpu.device
 
     def get_comm_stream(self) -> torch.cuda.Stream:
+        """Of high priority, the same object for the life of the Buffer."""
+        if self._comm_stream is not None:
+            return self._comm_stream
+        if self.gpu is not None:
+            self._comm_stream = torch.cuda.Stream(self.gpu.device, priority=-1)
+            return self._comm_stream
         raise UnsupportedError("Buffer.get_comm_stream: CPU ranks have a queue and no CUDA stream. Use events.",
                                op="get_comm_stream")
 
@@ -96,11 +110,11 @@ class Runtime:
                 raise _VIEW.refuse("offset", offset, f"0..{have} bytes, a multiple of the element's {dtype.itemsize}")
             num_bytes = (have - offset) // dtype.itemsize * dtype.itemsize
             if num_bytes == 0:
-                return torch.empty(0, dtype=dtype, device="cpu")
+                return torch.empty(0, dtype=dtype, device="cpu" if self.gpu is None else self.gpu.torch_device)
             memory = engine.memory("low_latency" if use_rdma_buffer else "high_throughput", offset, num_bytes)
         if not use_rdma_buffer:
             self._viewed = True
-        return torch.frombuffer(memory, dtype=dtype)
+        return torch.frombuffer(memory, dtype=dtype) if self.gpu is None else memory.view(dtype)
 
     def rows_in_window(self) -> bool:
         """May results lie in the payload memory? Not once the caller has a view of it, and may zero what lies there."""

@@ -14,22 +14,23 @@ namespace {
 
 using View = const TensorView*;  // None = not given
 
-Engine create(Bootstrap& bootstrap, std::int64_t rows_bytes, std::int64_t low_latency_bytes, int max_experts,
-              bool masks, const Tuning& tuning) {
+Engine create(Bootstrap& bootstrap, int device, std::int64_t rows_bytes, std::int64_t low_latency_bytes,
+              int max_experts, bool masks, const Tuning& tuning) {
   const Budget budget{rows_bytes, low_latency_bytes, max_experts, masks};
   const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double, std::nano>(
       static_cast<double>(tuning.startup_timeout.count()) * tuning.time_scale));
-  const Topology topology = Topology::discover(bootstrap, std::chrono::steady_clock::now() + limit);
+  Topology topology = Topology::discover(bootstrap, std::chrono::steady_clock::now() + limit);
+  topology.device = device;
   return Engine::create(budget, topology, tuning, bootstrap);
 }
 
 Handle route(Engine& engine, int num_experts, int top_k, View experts, View ranks, View pairs_per_expert,
-             double timeout_s, std::vector<Event> after, bool wait) {
+             std::uintptr_t stream, double timeout_s, std::vector<Event> after, bool wait) {
   const Routing routing{view_or_none(experts), view_or_none(ranks), view_or_none(pairs_per_expert), {}};
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
-  return engine.route(shape, routing, {}, make_options(timeout_s, 0, std::move(after), wait));
+  return engine.route(shape, routing, stream_ref(stream), make_options(timeout_s, 0, std::move(after), wait));
 }
 
 Rows rows_of(View x, View scales, View experts, View weights, std::vector<TensorView> extra) {
@@ -38,25 +39,28 @@ Rows rows_of(View x, View scales, View experts, View weights, std::vector<Tensor
 
 Event dispatch(Engine& engine, const Handle& handle, View x, View scales, View experts, View weights,
                std::vector<TensorView> extra, View out_x, View out_scales, View out_experts, View out_weights,
-               std::vector<TensorView> out_extra, double timeout_s, int num_sms, std::vector<Event> after, bool wait) {
+               std::vector<TensorView> out_extra, std::uintptr_t stream, double timeout_s, int num_sms,
+               std::vector<Event> after, bool wait) {
   return engine.dispatch(rows_of(x, scales, experts, weights, std::move(extra)), handle,
-                         rows_of(out_x, out_scales, out_experts, out_weights, std::move(out_extra)), {},
+                         rows_of(out_x, out_scales, out_experts, out_weights, std::move(out_extra)), stream_ref(stream),
                          make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
 Event combine(Engine& engine, const Handle& handle, View x, View weights, View bias_0, View bias_1, View out_x,
-              View out_weights, double timeout_s, int num_sms, std::vector<Event> after, bool wait) {
+              View out_weights, std::uintptr_t stream, double timeout_s, int num_sms, std::vector<Event> after,
+              bool wait) {
   const CombineInput in{view_or_none(x), view_or_none(weights), {view_or_none(bias_0), view_or_none(bias_1)}};
-  return engine.combine(in, handle, rows_of(out_x, nullptr, nullptr, out_weights, {}), {},
+  return engine.combine(in, handle, rows_of(out_x, nullptr, nullptr, out_weights, {}), stream_ref(stream),
                         make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
-OwnedRows make_rows(Engine& engine, std::int64_t num_rows, std::int64_t hidden, int dtype, int num_scales) {
+OwnedRows make_rows(Engine& engine, std::int64_t num_rows, std::int64_t hidden, int dtype, int num_scales,
+                    std::uintptr_t stream) {
   Shape shape;
   shape.hidden = hidden;
   shape.dtype = static_cast<DType>(dtype);
   shape.num_scales = num_scales;
-  return engine.make_rows(num_rows, shape);
+  return engine.make_rows(num_rows, shape, stream_ref(stream));
 }
 
 LowLatencyOptions low_latency_options(double timeout_s, std::vector<Event> after, bool wait, bool hook, int wire) {
@@ -74,7 +78,8 @@ Shape low_latency_shape(int num_experts, int top_k, std::int64_t hidden, std::in
 Pending low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
                              const TensorView& x, const TensorView& experts, View out_x, View out_scales,
                              View out_counts, View out_source, View out_range, View received, View waited, int wire,
-                             bool round_scale, bool hook, double timeout_s, std::vector<Event> after, bool wait) {
+                             bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
+                             std::vector<Event> after, bool wait) {
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.round_scale = round_scale;
   options.received = view_or_none(received);
@@ -83,15 +88,15 @@ Pending low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::in
   routing.experts = experts;
   const ExpertSlabs out{view_or_none(out_x), view_or_none(out_scales), view_or_none(out_counts),
                         view_or_none(out_source), view_or_none(out_range)};
-  return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), x, routing, out, {},
-                                     options);
+  return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), x, routing, out,
+                                     stream_ref(stream), options);
 }
 
 Pending low_latency_combine(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
                             const TensorView& x, const TensorView& source, const TensorView& range,
                             const TensorView& experts, const TensorView& weights, const TensorView& out, View waited,
-                            int wire, bool zero_copy, bool hook, double timeout_s, std::vector<Event> after,
-                            bool wait) {
+                            int wire, bool zero_copy, bool hook, std::uintptr_t stream, double timeout_s,
+                            std::vector<Event> after, bool wait) {
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.zero_copy = zero_copy;
   options.waited = view_or_none(waited);
@@ -102,8 +107,8 @@ Pending low_latency_combine(Engine& engine, int num_experts, int top_k, std::int
   in.x = x;
   in.source = source;
   in.range = range;
-  return engine.low_latency_combine(low_latency_shape(num_experts, top_k, hidden, max_tokens), in, routing, out, {},
-                                    options);
+  return engine.low_latency_combine(low_latency_shape(num_experts, top_k, hidden, max_tokens), in, routing, out,
+                                    stream_ref(stream), options);
 }
 
 Memory memory_of(Engine& engine, const TensorView& view) {
@@ -112,12 +117,16 @@ Memory memory_of(Engine& engine, const TensorView& view) {
 
 /// This rank's own routing, without any exchange, into the caller's tensors.
 void layout(Engine& engine, int num_experts, int top_k, const TensorView& experts, const TensorView& tokens_per_rank,
-            const TensorView& pairs_per_expert, const TensorView& token_in_rank) {
+            const TensorView& pairs_per_expert, const TensorView& token_in_rank, std::uintptr_t stream) {
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
   Routing routing;
   routing.experts = experts;
+  if (engine.topology().device >= 0) {
+    engine.layout(shape, routing, {tokens_per_rank, pairs_per_expert, token_in_rank}, stream_ref(stream));
+    return;
+  }
   const Layout layout = engine.layout(shape, routing);
   const auto copy = [](const auto& from, const TensorView& to, DType dtype, const char* text) {
     if (to.dtype != dtype || !to.is_dense() || to.num_elements() != static_cast<std::int64_t>(from.size())) {
@@ -131,34 +140,41 @@ void layout(Engine& engine, int num_experts, int top_k, const TensorView& expert
        "token_in_rank: dense bool [num_tokens, num_ranks] is needed");
 }
 
+/// The caller keeps the arrays alive as long as the handle.
+Handle adopt(Engine& engine, const TensorView& rows_until, const TensorView& place, const TensorView& source,
+             const TensorView& tokens, std::uintptr_t stream) {
+  return engine.adopt({rows_until, place, source, tokens}, nullptr, stream_ref(stream));
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& module) {
-  module.def("create", &create, nb::arg("bootstrap"), nb::arg("rows_bytes"), nb::arg("low_latency_bytes"),
-             nb::arg("max_experts"), nb::arg("masks"), nb::arg("tuning"), WithoutGil());
+  module.def("create", &create, nb::arg("bootstrap"), nb::arg("device"), nb::arg("rows_bytes"),
+             nb::arg("low_latency_bytes"), nb::arg("max_experts"), nb::arg("masks"), nb::arg("tuning"), WithoutGil());
   nb::class_<Engine>(module, "Engine")
       .def("route", &route, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts").none(),
-           nb::arg("ranks").none(), nb::arg("pairs_per_expert").none(), nb::arg("timeout_s"), nb::arg("after"),
-           nb::arg("wait"), WithoutGil())
+           nb::arg("ranks").none(), nb::arg("pairs_per_expert").none(), nb::arg("stream"), nb::arg("timeout_s"),
+           nb::arg("after"), nb::arg("wait"), WithoutGil())
       .def("dispatch", &dispatch, nb::arg("handle"), nb::arg("x").none(), nb::arg("scales").none(),
            nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"), nb::arg("out_x").none(),
            nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
-           nb::arg("out_extra"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"),
-           WithoutGil())
+           nb::arg("out_extra"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"),
+           nb::arg("wait"), WithoutGil())
       .def("combine", &combine, nb::arg("handle"), nb::arg("x").none(), nb::arg("weights").none(),
            nb::arg("bias_0").none(), nb::arg("bias_1").none(), nb::arg("out_x").none(), nb::arg("out_weights").none(),
-           nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"), WithoutGil())
-      .def("make_rows", &make_rows, nb::arg("num_rows"), nb::arg("hidden"), nb::arg("dtype"), nb::arg("num_scales"))
+           nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"), WithoutGil())
+      .def("make_rows", &make_rows, nb::arg("num_rows"), nb::arg("hidden"), nb::arg("dtype"), nb::arg("num_scales"),
+           nb::arg("stream") = 0)
       .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
            nb::arg("max_tokens"), nb::arg("x"), nb::arg("experts"), nb::arg("out_x").none(),
            nb::arg("out_scales").none(), nb::arg("out_counts").none(), nb::arg("out_source").none(),
            nb::arg("out_range").none(), nb::arg("received").none(), nb::arg("waited").none(), nb::arg("wire"),
-           nb::arg("round_scale"), nb::arg("hook"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"),
-           WithoutGil())
+           nb::arg("round_scale"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"),
+           nb::arg("wait"), WithoutGil())
       .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
            nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("experts"),
            nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"), nb::arg("zero_copy"),
-           nb::arg("hook"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"), WithoutGil())
+           nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"), WithoutGil())
       .def(
           "combine_buffer",
           [](Engine& engine, int num_experts, std::int64_t hidden, std::int64_t max_tokens) {
@@ -173,17 +189,25 @@ void bind_engine(nb::module_& module) {
           },
           nb::arg("low_latency"), nb::arg("offset"), nb::arg("bytes"))
       .def("layout", &layout, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts"), nb::arg("tokens_per_rank"),
-           nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), WithoutGil())
+           nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), nb::arg("stream"), WithoutGil())
+      .def("adopt", &adopt, nb::arg("rows_until"), nb::arg("place"), nb::arg("source"), nb::arg("tokens"),
+           nb::arg("stream"))
       .def(
-          "barrier", [](Engine& engine) { engine.barrier(); }, WithoutGil())
+          "barrier", [](Engine& engine, std::uintptr_t stream) { engine.barrier(stream_ref(stream)); },
+          nb::arg("stream"), WithoutGil())
       .def(
           "refuse", [](Engine& engine, int op, const std::string& why) { engine.refuse(static_cast<Op>(op), why); },
           nb::arg("op"), nb::arg("why"), WithoutGil())
-      .def("masks", [](Engine& engine, const TensorView& out) { engine.masks(out); })
       .def(
-          "mask", [](Engine& engine, int rank) { engine.mask(rank); }, WithoutGil())
+          "masks",
+          [](Engine& engine, const TensorView& out, std::uintptr_t stream) { engine.masks(out, stream_ref(stream)); },
+          nb::arg("out"), nb::arg("stream"))
       .def(
-          "unmask", [](Engine& engine, int rank) { engine.unmask(rank); }, WithoutGil())
+          "mask", [](Engine& engine, int rank, std::uintptr_t stream) { engine.mask(rank, stream_ref(stream)); },
+          nb::arg("rank"), nb::arg("stream"), WithoutGil())
+      .def(
+          "unmask", [](Engine& engine, int rank, std::uintptr_t stream) { engine.unmask(rank, stream_ref(stream)); },
+          nb::arg("rank"), nb::arg("stream"), WithoutGil())
       .def("check", &Engine::check)
       .def("abandon", &Engine::abandon, nb::arg("why"), WithoutGil())
       .def("close", &Engine::close, WithoutGil())

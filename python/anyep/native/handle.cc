@@ -82,6 +82,21 @@ Handle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const TensorV
   return Handle::adopt(num_ranks, rank, {rows_until, place, cut, column_of(tokens, 0)});
 }
 
+/// The tensors 0, 1, 3 and 5 of a V1 handle (specification 9.1) as DLPack capsules, which own the handle from now on. In the
+/// first every column shows the same numbers, of which column `rank` is the one that counts; `num_rows` are the dispatch's.
+nb::tuple take_v1(Handle& handle, int device, std::int64_t num_rows) {
+  const auto owner = std::make_shared<const Handle>(std::move(handle));
+  TensorView prefix = owner->rows_until(), tokens = owner->tokens(), source = owner->source();
+  const std::int64_t ranks = prefix.shape[0];
+  prefix.shape = {ranks, ranks};
+  prefix.strides = {1, 0};
+  tokens.shape = {ranks, 1};
+  tokens.strides = {1, 1};
+  source.shape[0] = std::min(source.shape[0], num_rows);
+  return nb::make_tuple(dlpack_of(prefix, device, owner), dlpack_of(tokens, device, owner),
+                        dlpack_of(source, device, owner), dlpack_of(owner->place(), device, owner));
+}
+
 }  // namespace
 
 void bind_handle(nb::module_& module) {
@@ -95,6 +110,11 @@ void bind_handle(nb::module_& module) {
       .def("num_ranks", &Handle::num_ranks)
       .def("rank", &Handle::rank)
       .def("pairs_per_expert", &Handle::aligned_pairs_per_expert, nb::arg("alignment") = 1, WithoutGil())
+      .def("views",
+           [](const Handle& handle) {
+             return nb::make_tuple(handle.rows_until(), handle.place(), handle.source(), handle.tokens());
+           })
+      .def("take_v1", &take_v1, nb::arg("device"), nb::arg("num_rows"))
       .def("copy_arrays", &copy_arrays, nb::arg("rows_until").none(), nb::arg("place").none(), nb::arg("source").none(),
            nb::arg("tokens").none(), WithoutGil());
 }

@@ -15,5 +15,6 @@ NB_MODULE(_native, module) {
   bind_event(module);
   bind_handle(module);
   bind_engine(module);
+  bind_device(module);
   bind_workload(module);
 }

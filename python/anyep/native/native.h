@@ -25,6 +25,7 @@ void bind_recycle(nb::module_& module);
 void bind_event(nb::module_& module);
 void bind_handle(nb::module_& module);
 void bind_engine(nb::module_& module);
+void bind_device(nb::module_& module);
 void bind_workload(nb::module_& module);
 
 /// Memory of an engine, or of a large output, that Python sees through the buffer protocol; `owner` keeps it mapped.
@@ -38,6 +39,16 @@ struct Memory {
 inline TensorView view_or_none(const TensorView* view) {
   return view != nullptr ? *view : TensorView{};
 }
+
+/// Streams come as numbers, those of torch: 0 is the legacy default stream, which the C++ interface of CPU ranks knows as
+/// "none" and the CUDA runtime by this handle as well.
+inline StreamRef stream_ref(std::uintptr_t stream) {
+  constexpr std::uintptr_t kLegacyStream = 1;
+  return {reinterpret_cast<void*>(stream != 0 ? stream : kLegacyStream)};
+}
+
+/// A DLPack capsule of memory on a GPU: another library's tensor over it keeps `owner`.
+nb::object dlpack_of(const TensorView& view, int device, std::shared_ptr<const void> owner);
 
 /// seconds <= 0 or None: the engine's own limit.
 Options make_options(double timeout_s, int num_sms, std::vector<Event> after, bool wait);

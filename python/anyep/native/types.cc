@@ -67,9 +67,12 @@ std::optional<DType> dtype_of(nb::dlpack::dtype type) {
 /// A view of an array that nanobind understands (numpy, buffer protocol, DLPack). `dtype` >= 0 gives the elements another
 /// name of the same size. The caller keeps the array alive.
 template <class Array>
-TensorView view_of(const Array& array, int dtype) {
-  if (array.device_type() != nb::device::cpu::value) {
+TensorView view_of(const Array& array, int dtype, int device) {
+  if (device < 0 && array.device_type() != nb::device::cpu::value) {
     throw nb::value_error("a tensor in the memory of the CPU is needed; this one is on another device");
+  }
+  if (device >= 0 && (array.device_type() != nb::device::cuda::value || array.device_id() != device)) {
+    throw nb::value_error("a tensor on the engine's GPU is needed; this one is on another device");
   }
   TensorView view;
   view.data = const_cast<void*>(static_cast<const void*>(array.data()));
@@ -121,11 +124,11 @@ void bind_types(nb::module_& module) {
       .def_prop_ro("strides", [](const TensorView& view) { return tuple_of(view.strides); });
 
   module.def(
-      "view_of", [](const nb::ndarray<>& array, int dtype) { return view_of(array, dtype); },
-      nb::arg("array").noconvert(), nb::arg("dtype") = -1);
+      "view_of", [](const nb::ndarray<>& array, int dtype, int device) { return view_of(array, dtype, device); },
+      nb::arg("array").noconvert(), nb::arg("dtype") = -1, nb::arg("device") = -1);
   module.def(
-      "view_of", [](const nb::ndarray<nb::ro>& array, int dtype) { return view_of(array, dtype); },
-      nb::arg("array").noconvert(), nb::arg("dtype") = -1, "Read-only arrays serve as inputs.");
+      "view_of", [](const nb::ndarray<nb::ro>& array, int dtype, int device) { return view_of(array, dtype, device); },
+      nb::arg("array").noconvert(), nb::arg("dtype") = -1, nb::arg("device") = -1, "Read-only arrays serve as inputs.");
 
   nb::class_<Memory>(module, "Memory", nb::type_slots(memory_slots),
                      "Bytes of an engine or of a large output, through the buffer protocol; keeps them mapped.")

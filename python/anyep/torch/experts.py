@@ -6,6 +6,7 @@ from typing import Any, Callable, List, Optional, Sequence, Union
 
 import torch
 
+from .._gpu import device_of
 from ..bootstrap import as_bootstrap
 from ..engine import Engine, Tuning
 from ..errors import argument_error
@@ -36,13 +37,13 @@ def rows_bytes_for(num_ranks: int, hidden: int, num_tokens: int, dtype: torch.dt
 
 
 def create_engine(group: Any = None, *, hidden: int, num_tokens: int, dtype: torch.dtype = torch.float32,
-                  max_experts: int = 1024, tuning: Optional[Tuning] = None) -> Engine:
+                  max_experts: int = 1024, tuning: Optional[Tuning] = None, device: Any = None) -> Engine:
     """An engine with the budget of ``rows_bytes_for``. Collective; all arguments are the same on every rank.
 
     Args:
         group: a torch process group, an anyep.Bootstrap, an mpi4py communicator, or None for one rank. Used in this call only.
         hidden, dtype: of the rows. num_tokens: an estimate of a rank's tokens per call, never a limit.
-        max_experts, tuning: as in ``Engine.create``.
+        max_experts, tuning, device: as in ``Engine.create``.
 
     Raises:
         ArgumentError; MismatchError: ranks differ. ResourceError, PeerTimeoutError, PeerDeadError.
@@ -53,7 +54,8 @@ def create_engine(group: Any = None, *, hidden: int, num_tokens: int, dtype: tor
         raise argument_error("create_engine", "dtype", str(dtype), "torch.float32, torch.bfloat16 or torch.float16")
     bootstrap = as_bootstrap(group)
     return Engine.create(bootstrap, rows_bytes=rows_bytes_for(bootstrap.num_ranks, hidden, num_tokens, dtype),
-                         max_experts=max_experts, tuning=tuning)
+                         max_experts=max_experts, tuning=tuning,
+                         device=device_of(device, group))
 
 
 class ExpertParallel(torch.nn.Module):
@@ -66,7 +68,7 @@ class ExpertParallel(torch.nn.Module):
             same, so that its parameters have gradients after every backward.
         num_experts: of all ranks.
         engine: an Engine, shared by all layers of a model; or the group (see ``create_engine``) of an engine that this module
-            makes and ``close`` closes. Then ``hidden``, ``num_tokens`` and ``dtype`` say the budget.
+            makes and ``close`` closes. Then ``hidden``, ``num_tokens`` and ``dtype`` say the budget, ``device`` the GPU.
 
     Parameters of experts belong to one rank: their gradients contain the tokens of all ranks and need no all-reduce. Those of
     the other layers do, as in any data-parallel program. The sum of all ranks' losses is what is differentiated.
@@ -83,11 +85,11 @@ class ExpertParallel(torch.nn.Module):
     """
 
     def __init__(self, experts: Union[Sequence[Any], torch.nn.ModuleList, GroupedExperts], num_experts: int, engine: Any,
-                 *, hidden: int = 0, num_tokens: int = 4096, dtype: torch.dtype = torch.float32) -> None:
+                 *, hidden: int = 0, num_tokens: int = 4096, dtype: torch.dtype = torch.float32, device: Any = None) -> None:
         super().__init__()
         self._owns_engine = not isinstance(engine, Engine)
         if self._owns_engine:
-            engine = create_engine(engine, hidden=hidden, num_tokens=num_tokens, dtype=dtype)
+            engine = create_engine(engine, hidden=hidden, num_tokens=num_tokens, dtype=dtype, device=device)
         self.engine: Engine = engine
         self.num_experts = num_experts
         self.num_local_experts = len(local_experts(num_experts, engine.num_ranks, engine.rank))

@@ -12,7 +12,6 @@ from typing import Any, Iterator, Optional, Tuple
 import torch
 
 from .. import _native
-from ..arrays import torch_library
 from ..engine import Engine, Handle, Rows
 from ..errors import Error, argument_error
 
@@ -99,7 +98,7 @@ class Scatter(torch.autograd.Function):
                 engine: Engine) -> torch.Tensor:
         ctx.save_for_backward(index)
         ctx.dtype, ctx.engine = values.dtype, engine
-        library = torch_library()
+        library = engine._library(values)
         rows = engine._rows(library, num_rows, values.shape[1], library.name_of[dtype], 0, "float32").x
         if dtype == torch.float32:
             return rows.zero_().index_add_(0, index, values.float())

@@ -1,0 +1,261 @@
+"""What an engine on a GPU needs of torch: streams, outputs, and tensors over memory of the engine's own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from typing import Any, Iterator, Optional, Tuple
+
+from . import _native
+from .arrays import code_of, torch_library
+from .errors import ArgumentError, UnsupportedError, argument_error
+
+logger = logging.getLogger("anyep")
+
+_UINT8 = code_of("uint8")
+_allocator: Any = None  # one for the process: torch keeps no reference to it, and frees what it gave at any time
+
+
+class Gpu:
+    """One engine's GPU. A library of arrays (see arrays.py): its tensors lie on that GPU."""
+
+    def __init__(self, native: Any, device: int) -> None:
+        import torch
+
+        self._native = native
+        self.device = device
+        self.torch = torch
+        self.torch_device = torch.device("cuda", device)
+        names = torch_library()
+        self.dtype_of, self.name_of, self.code_of = names.dtype_of, names.name_of, names.code_of
+        self.pool = WindowPool(native, device)
+        self._raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or self._slow_stream
+
+    def _slow_stream(self, device: int) -> int:
+        return self.torch.cuda.current_stream(device).cuda_stream
+
+    def stream(self) -> int:
+        """torch's current stream on this GPU."""
+        return self._raw_stream(self.device)
+
+    def is_capturing(self) -> bool:
+        """Is torch's current stream being captured into a graph?"""
+        return self.torch.cuda.is_current_stream_capturing()
+
+    @contextlib.contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        """``stream`` as torch's current stream: what is allocated belongs to it. The current one afterwards is the one before."""
+        torch = self.torch
+        if not isinstance(stream, torch.cuda.Stream):
+            stream = torch.cuda.ExternalStream(number_of(stream), device=self.torch_device)
+        if stream.device_index != self.device:
+            raise argument_error("stream", "stream", f"of GPU {stream.device_index}", f"a stream of GPU {self.device}")
+        with torch.cuda.stream(stream):
+            yield
+
+    # ---- outputs
+
+    def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
+        return self.torch.empty(shape, dtype=self.dtype_of[dtype], device=self.torch_device)
+
+    def new(self, shape: Tuple[int, ...], dtype: Any) -> Any:
+        """``torch.empty`` of a torch type."""
+        return self.torch.empty(shape, dtype=dtype, device=self.torch_device)
+
+    def rows(self, shape: Tuple[int, ...], dtype: Any) -> Any:
+        """Rows that peers can write, where the window has room; elsewhere one more copy brings them there."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes == 0:
+            return self.new(shape, dtype)
+        if self.is_capturing():
+            tensor = self._captured_rows(shape, dtype, num_bytes)
+        else:
+            tensor = self.pool.empty(shape, dtype, num_bytes, self.torch_device)
+        return self.new(shape, dtype) if tensor is None else tensor
+
+    def _captured_rows(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int) -> Any:
+        """A capture has a pool of its own, which torch prefers to ours. What is allocated here goes to no other call as long as
+        the engine lives: a replay writes it again."""
+        from .errors import CapacityError
+
+        try:
+            rows = self._native.make_rows(1, num_bytes, _UINT8, 0, self.stream())
+        except CapacityError:
+            return None
+        memory, _ = _native.memories_of(rows)
+        return self.over(memory, shape, None, dtype)
+
+    def over(self, memory: Any, shape: Tuple[int, ...], dtype: Optional[str], torch_dtype: Any = None) -> Any:
+        """A tensor over memory on this GPU, which it keeps alive."""
+        view = _native.View(memory.address, _UINT8, (memory.bytes,))
+        flat = self.torch.utils.dlpack.from_dlpack(_native.dlpack_of(view, self.device, memory))
+        return flat.view(torch_dtype if dtype is None else self.dtype_of[dtype]).view(shape)
+
+    def copy_of(self, view: Any) -> Any:
+        """A tensor with what a view shows, in stream order."""
+        shown = self.torch.utils.dlpack.from_dlpack(_native.dlpack_of(view, self.device))
+        return shown.clone()
+
+
+class WindowPool:
+    """Tensors in an engine's window that behave as all of torch's: torch's caching allocator hands them out, from segments that
+    lie there. So a freed one is reused in stream order, and ``record_stream`` counts. Without torch's pools (before 2.5), or
+    without room in the window, there are none."""
+
+    def __init__(self, native: Any, device: int) -> None:
+        self._native = native
+        self._device = device
+        self._pool: Any = None
+        self._begin: Any = None
+        self._usable = True
+        self._too_large = math.inf  # bytes that did not fit, until something is freed
+        self._freed = 0
+
+    def close(self) -> None:
+        """Tensors that are alive stay so."""
+        self._usable, self._pool = False, None
+
+    def empty(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int, device: Any) -> Any:
+        """None: ordinary memory has to do."""
+        if num_bytes >= self._too_large:
+            if self._freed == _native.num_freed():
+                return None
+            self._too_large = math.inf
+        if self._pool is None and not (self._usable and self._open()):
+            return None
+        import torch
+
+        _native.allocate_from(self._native)
+        try:
+            if self._begin is None:
+                with torch.cuda.use_mem_pool(self._pool, device):
+                    return torch.empty(shape, dtype=dtype, device=device)
+            pool = self._id
+            self._begin(self._device, pool)
+            try:
+                return torch.empty(shape, dtype=dtype, device=device)
+            finally:
+                self._end(self._device, pool)
+                self._release(self._device, pool)
+        except torch.cuda.OutOfMemoryError:
+            self._native.check()  # a failed engine refuses rows too, and its error is what matters
+            self._too_large, self._freed = num_bytes, _native.num_freed()
+            logger.info("rows of %d bytes lie outside the window: %s", num_bytes, _native.refusal())
+            return None
+        except RuntimeError as error:  # this torch, or its settings, has no pools like this one
+            self._native.check()
+            self._usable, self._pool = False, None
+            logger.info("rows lie outside the window, which costs a copy: torch's pools: %s", error)
+            return None
+        finally:
+            _native.allocate_from(None)
+
+    def _open(self) -> bool:
+        global _allocator
+        import torch
+
+        memory = getattr(torch.cuda, "memory", None)
+        if not (hasattr(torch.cuda, "MemPool") and hasattr(torch.cuda, "use_mem_pool")):
+            self._usable = False
+            return False
+        try:
+            with torch.cuda.device(self._device):
+                if _allocator is None:
+                    _allocator = memory.CUDAPluggableAllocator(_native.__file__, _native.ALLOCATE, _native.FREE)
+                self._pool = torch.cuda.MemPool(_allocator.allocator())
+        except (RuntimeError, OSError, AttributeError, TypeError) as error:
+            self._usable = False
+            logger.info("rows lie outside the window, which costs a copy: torch's pools: %s", error)
+            return False
+        self._id = self._pool.id
+        # What use_mem_pool does, without its context manager: this is part of every dispatch.
+        parts = [getattr(torch._C, name, None) for name in
+                 ("_cuda_beginAllocateCurrentThreadToPool", "_cuda_endAllocateToPool", "_cuda_releasePool")]
+        if all(parts):
+            self._begin, self._end, self._release = parts
+        return True
+
+
+def number_of(stream: Any) -> int:
+    """A stream of torch (``cuda_stream``), CuPy (``ptr``), the CUDA stream protocol, or its number."""
+    if isinstance(stream, int):
+        return stream
+    for name in ("cuda_stream", "ptr"):
+        if hasattr(stream, name):
+            return getattr(stream, name)
+    if hasattr(stream, "__cuda_stream__"):
+        protocol = stream.__cuda_stream__
+        return (protocol() if callable(protocol) else protocol)[1]
+    raise TypeError(f"stream must be a CUDA stream or its number, got {type(stream).__name__}")
+
+
+def device_of(device: Any, group: Any) -> int:
+    """The GPU of an engine; -1 = CPU ranks. ``device``: a number, a torch device or its name; None: torch's current GPU where the
+    group's own tensors lie on GPUs (NCCL), else the CPU. ANYEP_BACKEND overrides: "cpu", or "cuda"."""
+    backend = os.environ.get("ANYEP_BACKEND", "auto")
+    if backend == "cpu":
+        return -1
+    if device is None:
+        if backend == "cuda" or _talks_by_gpus(group):
+            return _current_device()
+        return -1
+    if isinstance(device, int) and not isinstance(device, bool):
+        number: Optional[int] = device
+    else:
+        torch = torch_library().torch if not isinstance(device, str) else _import_torch()
+        try:
+            place = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise argument_error("create", "device", repr(device), "a GPU's number, 'cuda', 'cuda:N', 'cpu' or a torch.device"
+                                 ) from None
+        if place.type not in ("cpu", "cuda"):
+            raise argument_error("create", "device", repr(device), "a GPU's number, 'cuda', 'cuda:N' or 'cpu'")
+        number = -1 if place.type == "cpu" else place.index if place.index is not None else _current_device()
+    if number is None or number < -1:
+        raise argument_error("create", "device", repr(device), "-1 (CPU ranks) or a GPU's number")
+    if number < 0 and backend == "cuda":
+        return _current_device()
+    return number
+
+
+def must_have_torch(device: int) -> None:
+    """An engine on a GPU makes its outputs with torch."""
+    try:
+        torch = _import_torch()
+    except ImportError as error:
+        raise UnsupportedError(f"create: engines on GPUs need torch ({error}). Install it, or use CPU ranks.", op="create"
+                               ) from None
+    if not torch.cuda.is_available():
+        raise UnsupportedError(f"create: device = {device}, but torch sees no GPU. Use CPU ranks, or install a torch with CUDA "
+                               "and a driver.", op="create")
+    if device >= torch.cuda.device_count():
+        raise argument_error("create", "device", device, f"0..{torch.cuda.device_count() - 1}")
+    torch.cuda.init()
+
+
+def _talks_by_gpus(group: Any) -> bool:
+    import sys
+
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        return False
+    return dist.get_backend(group) == "nccl"
+
+
+def _import_torch() -> Any:
+    import torch
+
+    return torch
+
+
+def _current_device() -> int:
+    try:
+        torch = _import_torch()
+    except ImportError:
+        return 0
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
+__all__ = ["ArgumentError", "Gpu", "WindowPool", "device_of", "must_have_torch", "number_of"]

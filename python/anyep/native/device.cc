@@ -1,0 +1,169 @@
+// GPUs: an engine's memory as tensors of other libraries (DLPack), and its window's heap as memory of torch's own allocator.
+// torch calls the two functions below for a torch.cuda.MemPool; what it keeps and hands out again is its own business.
+#include <anyep/engine.h>
+#include <anyep/error.h>
+#include <nanobind/stl/string.h>
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "native.h"
+
+namespace anyep::python {
+namespace {
+
+// ---- DLPack, as its specification lays it out ----
+
+struct DLTensor {
+  void* data;
+  std::int32_t device_type, device_id;
+  std::int32_t ndim;
+  std::uint8_t code, bits;
+  std::uint16_t lanes;
+  std::int64_t* shape;
+  std::int64_t* strides;
+  std::uint64_t byte_offset;
+};
+
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(DLManagedTensor*);
+};
+
+struct Managed {
+  DLManagedTensor managed{};
+  Extents shape, strides;
+  std::shared_ptr<const void> owner;
+};
+
+constexpr std::int32_t kDLCuda = 2;
+constexpr const char* kFresh = "dltensor";  // renamed by who takes the tensor over
+
+void set_type(DLTensor& tensor, DType dtype) {
+  constexpr std::uint8_t kInt = 0, kUInt = 1;
+  const bool is_signed = dtype == DType::kI8 || dtype == DType::kI16 || dtype == DType::kI32 || dtype == DType::kI64;
+  tensor.code = is_signed ? kInt : kUInt;  // other types travel as bits: the caller names them
+  tensor.bits = static_cast<std::uint8_t>(8 * size_of(dtype));
+  tensor.lanes = 1;
+}
+
+void free_unused(PyObject* capsule) {
+  if (!PyCapsule_IsValid(capsule, kFresh)) return;
+  auto* const managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, kFresh));
+  managed->deleter(managed);
+}
+
+// ---- the heap as an allocator ----
+
+struct Blocks {
+  std::mutex mutex;
+  std::unordered_map<void*, OwnedRows> held;
+  std::atomic<std::uint64_t> num_freed = 0;
+};
+
+/// Never destroyed: torch may free when the process ends.
+Blocks& blocks() {
+  static Blocks* const instance = new Blocks;
+  return *instance;
+}
+
+// torch hands over a device and no more; a process may have several engines on one. So the thread says whose heap it means,
+// around every allocation.
+thread_local Engine* allocating_engine = nullptr;
+thread_local std::string refusal;
+
+void* allocate(std::int64_t bytes, void* stream) noexcept {
+  try {
+    refusal.clear();
+    if (allocating_engine == nullptr || bytes <= 0) {
+      refusal = "no engine allocates on this thread";
+      return nullptr;
+    }
+    Shape shape;
+    shape.hidden = bytes;
+    shape.dtype = DType::kU8;
+    OwnedRows rows = allocating_engine->make_rows(1, shape, stream_ref(reinterpret_cast<std::uintptr_t>(stream)));
+    void* const data = rows.view().x.data;
+    const std::lock_guard lock(blocks().mutex);
+    blocks().held.emplace(data, std::move(rows));
+    return data;
+  } catch (const std::exception& error) {
+    try {
+      refusal = error.what();
+    } catch (...) {  // no memory for the text
+    }
+    return nullptr;
+  }
+}
+
+void release(void* data) noexcept {
+  OwnedRows rows;  // goes back outside the lock
+  {
+    const std::lock_guard lock(blocks().mutex);
+    const auto found = blocks().held.find(data);
+    if (found == blocks().held.end()) return;
+    rows = std::move(found->second);
+    blocks().held.erase(found);
+  }
+  ++blocks().num_freed;
+}
+
+}  // namespace
+
+nb::object dlpack_of(const TensorView& view, int device, std::shared_ptr<const void> owner) {
+  auto managed = std::make_unique<Managed>();
+  managed->shape = view.shape;
+  managed->strides = view.strides;
+  managed->owner = std::move(owner);
+  DLTensor& tensor = managed->managed.tensor;
+  tensor.data = view.data;
+  tensor.device_type = kDLCuda;
+  tensor.device_id = device;
+  tensor.ndim = view.shape.dims;
+  set_type(tensor, view.dtype);
+  tensor.shape = managed->shape.at.data();
+  tensor.strides = managed->strides.at.data();
+  managed->managed.context = managed.get();
+  managed->managed.deleter = [](DLManagedTensor* self) { delete static_cast<Managed*>(self->context); };
+  PyObject* const capsule = PyCapsule_New(&managed->managed, kFresh, free_unused);
+  if (capsule == nullptr) throw nb::python_error();
+  (void)managed.release();
+  return nb::steal(capsule);
+}
+
+void bind_device(nb::module_& module) {
+  module.def(
+      "dlpack_of",
+      [](const TensorView& view, int device, const Memory* memory) {
+        return dlpack_of(view, device, memory != nullptr ? memory->owner : nullptr);
+      },
+      nb::arg("view"), nb::arg("device"), nb::arg("memory").none() = nb::none(),
+      "A DLPack capsule of memory on a GPU, which keeps what `memory` keeps.");
+  module.def(
+      "allocate_from", [](Engine* engine) { allocating_engine = engine; }, nb::arg("engine").none(),
+      "Whose window this thread's allocations come from; None afterwards.");
+  module.def(
+      "refusal", [] { return refusal; }, "Why this thread's last allocation failed; empty: it did not.");
+  module.def(
+      "num_freed", [] { return blocks().num_freed.load(); }, "Allocations given back so far.");
+  module.attr("ALLOCATE") = "anyep_window_allocate";
+  module.attr("FREE") = "anyep_window_free";
+}
+
+}  // namespace anyep::python
+
+extern "C" {
+
+/// What torch.cuda.memory.CUDAPluggableAllocator calls.
+__attribute__((visibility("default"))) void* anyep_window_allocate(std::int64_t bytes, int, void* stream) {
+  return anyep::python::allocate(bytes, stream);
+}
+
+__attribute__((visibility("default"))) void anyep_window_free(void* data, std::int64_t, int, void*) {
+  anyep::python::release(data);
+}
+}

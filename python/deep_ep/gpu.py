@@ -1,0 +1,141 @@
+"""High throughput on GPUs: the same calls as high_throughput.py, on streams, without a host wait but for numbers of rows."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
+import torch
+from anyep import UnsupportedError, _native
+from anyep.arrays import optional_view, view
+
+from .calls import Method
+from .events import EventOverlap, Previous, handle_before
+from .handles import NUM_TENSORS
+from .high_throughput import COMBINE, DISPATCH, Payload, check_layout, unpack_bias
+from .streams import Place
+
+Tensor = torch.Tensor
+_View = _native.View
+_CODES = {name: code for name, (code, _) in _native.DTYPES.items()}
+_INT32 = _CODES["int32"]
+_from_dlpack = getattr(torch._C, "_from_dlpack", torch.utils.dlpack.from_dlpack)
+
+
+def place_of(method: Method, runtime: Any, previous_event: Previous, async_finish: bool, on_comm_stream: bool) -> Place:
+    before = handle_before(previous_event)
+    if on_comm_stream and (before is None or not async_finish):
+        raise method.refuse("allocate_on_comm_stream", True, "only with a previous_event that has an event and with async_finish")
+    return Place(runtime, before, async_finish, on_comm_stream)
+
+
+def layout(method: Method, engine: Any, place: Place, topk_idx: Tensor, num_experts: int
+           ) -> Tuple[Tensor, None, Tensor, Tensor, EventOverlap]:
+    with place:
+        counts, pairs, token_in_rank = engine.layout(topk_idx, num_experts)
+        event = None
+        if place._context is not None:
+            event = torch.cuda.Event()
+            event.record()
+        return counts, None, pairs, token_in_rank, place.finish(method, event, (topk_idx,), (counts, pairs, token_in_rank))
+
+
+def adopt(method: Method, engine: Any, handle: Any, stream: int) -> Tuple[Any, int, Any]:
+    """The engine's handle over the tensors of a V1 handle (specification 9.1), the rows that their dispatch had, and what must
+    live until the call has been made. The host looks at no element."""
+    if not isinstance(handle, (tuple, list)):
+        raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
+    if len(handle) != NUM_TENSORS:
+        raise method.refuse("len(handle)", len(handle), f"{NUM_TENSORS}, as dispatch returns")
+    num_ranks, rank, device = engine.num_ranks, engine.rank, engine.device
+    prefix, tokens, _, source, _, token_place = handle
+    for index, tensor, dims in ((0, prefix, 2), (1, tokens, 2), (3, source, 1), (5, token_place, 2)):
+        if not isinstance(tensor, Tensor) or tensor.get_device() != device:
+            view(method.name, f"handle[{index}]", tensor, device)  # says what is wrong
+        if tensor.dtype != torch.int32 or tensor.dim() != dims:
+            raise method.refuse(f"handle[{index}]", f"{tensor.dtype} {list(tensor.shape)}", f"torch.int32 of {dims} dimensions")
+    if prefix.shape != (num_ranks, num_ranks):
+        raise method.refuse("handle[0]", list(prefix.shape), f"[{num_ranks}, {num_ranks}]")
+    if tokens.shape[0] != num_ranks or tokens.shape[1] < 1:
+        raise method.refuse("handle[1]", list(tokens.shape), f"[{num_ranks}, 1 or more]")
+    rows_until, counts = _column(prefix, rank), _column(tokens, 0)
+    num_rows = source.shape[0]
+    native = engine._native.adopt(
+        _View(rows_until.data_ptr(), _INT32, (num_ranks,)),
+        _View(token_place.data_ptr(), _INT32, token_place.shape, token_place.stride()),
+        _View(source.data_ptr(), _INT32, (num_rows,), source.stride()), _View(counts.data_ptr(), _INT32, (num_ranks,)), stream)
+    return native, num_rows, (rows_until, counts)
+
+
+def _column(matrix: Tensor, index: int) -> Tensor:
+    """Dense. In the handles made here it lies so; in copies of them it does not."""
+    column = matrix.select(1, index)
+    return column if matrix.stride(0) == 1 else column.contiguous()
+
+
+def cached_dispatch(runtime: Any, engine: Any, place: Place, x: Any, handle: Any, num_sms: int) -> Tuple[Any, ...]:
+    payload = Payload(x, engine.device)
+    with place:
+        native, num_rows, _ = adopt(DISPATCH, engine, handle, place.number)
+        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, runtime.rows_in_window())
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
+                                        None, None, [], place.number, 0.0, num_sms, [], False)
+        end = place.finish(DISPATCH, event, (payload.x, payload.scales, *handle), (out, out_scales))
+    return (out if out_scales is None else (out, out_scales)), None, None, None, None, end
+
+
+def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tuple[Any, Any, Any], topk_idx: Optional[Tensor],
+                    topk_weights: Optional[Tensor], alignment: int, num_worst_tokens: int, num_sms: int) -> Tuple[Any, ...]:
+    device, gpu = engine.device, engine._gpu
+    token_in_rank, pairs = check_layout(engine, given, topk_idx, topk_weights, alignment, num_worst_tokens)
+    if num_worst_tokens == 0 and gpu.is_capturing():
+        raise UnsupportedError("Buffer.dispatch: num_worst_tokens = 0, allowed in a graph capture: the number of rows of the "
+                               "outputs, or a handle. The host cannot wait for their number there.", op="Buffer.dispatch",
+                               argument="num_worst_tokens", got="0")
+    payload = Payload(x, device)
+    ids_view = optional_view("dispatch", "topk_idx", topk_idx, device)
+    weights_view = optional_view("dispatch", "topk_weights", topk_weights, device)
+    in_rank_view = view("dispatch", "is_token_in_rank", token_in_rank, device)
+    pairs_view = view("dispatch", "num_tokens_per_expert", pairs, device)
+    top_k = 1 if topk_idx is None else topk_idx.shape[-1]
+    with place:
+        native = engine._native.route(pairs.shape[0], top_k, ids_view, in_rank_view, pairs_view, place.number, 0.0, [], False)
+        num_rows = num_worst_tokens or native.num_rows()
+        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, runtime.rows_in_window())
+        out_ids = out_weights = out_ids_view = out_weights_view = None
+        if topk_idx is not None and topk_weights is not None:
+            out_ids = gpu.new((num_rows, top_k), topk_idx.dtype)
+            out_ids_view = view("dispatch", "recv_topk_idx", out_ids, device)
+            out_weights = gpu.new((num_rows, top_k), topk_weights.dtype)
+            out_weights_view = view("dispatch", "recv_topk_weights", out_weights, device)
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, [], out_view,
+                                        out_scales_view, out_ids_view, out_weights_view, [], place.number, 0.0, num_sms, [],
+                                        False)
+        counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
+        prefix, tokens, source, token_place = map(_from_dlpack, native.take_v1(device, num_rows))
+        end = place.finish(DISPATCH, event, (payload.x, payload.scales, topk_idx, topk_weights, token_in_rank, pairs),
+                           (out, out_scales, out_ids, out_weights))
+    handle = (prefix, tokens, tokens, source, token_in_rank, token_place)
+    return (out if out_scales is None else (out, out_scales)), out_ids, out_weights, counts, handle, end
+
+
+def combine(engine: Any, place: Place, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int
+            ) -> Tuple[Tensor, Optional[Tensor], EventOverlap]:
+    device, gpu = engine.device, engine._gpu
+    x_view = view("combine", "x", x, device)
+    weights_view = optional_view("combine", "topk_weights", topk_weights, device)
+    bias_0, bias_1 = unpack_bias(bias)
+    with place:
+        native, num_rows, _ = adopt(COMBINE, engine, handle, place.number)
+        if x.shape[0] != num_rows:
+            raise COMBINE.refuse("x.shape[0]", x.shape[0], f"{num_rows}, the rows of the handle")
+        num_tokens = native.num_tokens()
+        out = gpu.new((num_tokens, *x.shape[1:]), x.dtype)
+        out_weights = None
+        if topk_weights is not None:
+            out_weights = gpu.new((num_tokens, *topk_weights.shape[1:]), topk_weights.dtype)
+        event = engine._native.combine(
+            native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0, device),
+            optional_view("combine", "bias[1]", bias_1, device), view("combine", "combined_x", out, device),
+            optional_view("combine", "combined_topk_weights", out_weights, device), place.number, 0.0, num_sms, [], False)
+        end = place.finish(COMBINE, event, (x, topk_weights, bias_0, bias_1, *handle), (out, out_weights))
+    return out, out_weights, end
