@@ -140,9 +140,10 @@ double run_rank(const Plan& plan, Meeting& meeting, int rank, Bootstrap& bootstr
 }
 
 int run(const Plan& plan) {
-  // Kernels of a first launch would wait behind those that wait for peers; ranks as threads need a queue each.
+  // Kernels of a first launch would wait behind those that wait for peers; ranks as threads need a queue each, and MPS has
+  // not enough for many processes with 32.
   setenv("CUDA_MODULE_LOADING", "EAGER", 0);
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", plan.threads ? "32" : "8", 1);
   LocalGroup group(plan.ranks);
   Meeting meeting(plan.ranks);
   const auto body = [&](int rank) {

@@ -31,7 +31,7 @@ __device__ uint4 rounded(const float (&sum)[kPerAccess]) {
 }
 
 /// The usual case between two ranks: segments of the full size, one of each.
-__device__ void add_two(const std::byte* one, const std::byte* other, std::byte* out) {
+[[maybe_unused]] __device__ void add_two(const std::byte* one, const std::byte* other, std::byte* out) {
   constexpr int kAccesses = kMostSegment / (kAccess * kLanes), kStep = kLanes * kAccess;
 #pragma unroll
   for (int i = 0; i < kAccesses; ++i) {

@@ -67,8 +67,9 @@ void copy(const Copy& copy, Direction direction, int sms, cudaStream_t stream);
 /// each one's.
 struct Step {
   static constexpr int kMostRows = 512, kThreads = 512, kMostBlocks = 512;
-  Peers flags;  ///< [block][rank] words
-  Peers data;   ///< [rank][kMostRows] rows
+  Peers base;
+  std::size_t flags_at = 0;  ///< of every rank's block: [block][rank] words
+  std::size_t data_at = 0;   ///< likewise: [rank][kMostRows] rows
   const std::byte* x = nullptr;
   std::uint32_t* epoch = nullptr;   ///< [block], of this rank
   std::uint32_t* failed = nullptr;  ///< becomes 1 when a peer has not come for seconds

@@ -174,8 +174,9 @@ cudaGraphExec_t Probes::step_graph(probes::StepForm form, int row_bytes, int row
   std::unique_ptr<Graph>& graph = steps_[{form, row_bytes, rows, blocks}];
   if (!graph) {
     probes::Step step;
-    step.flags = shared_->at(0);
-    step.data = shared_->at(data_at_);
+    step.base = shared_->at(0);
+    step.flags_at = flags_at_;
+    step.data_at = data_at_;
     step.x = x_.data();
     step.epoch = reinterpret_cast<std::uint32_t*>(words_.data() + kEpochsAt);
     step.failed = reinterpret_cast<std::uint32_t*>(words_.data() + kFailedAt);
