@@ -222,7 +222,7 @@ void Rank::take_device_memory() {
 
 Rank::~Rank() {
   const DeviceGuard guard(device_);
-  group_->stop();
+  if (group_ != nullptr) group_->stop();
   if (state_ != nullptr) (void)cudaFree(state_);
   if (partial_ != nullptr) (void)cudaFree(partial_);
   if (progress_ != nullptr) (void)cudaFree(progress_);

@@ -82,6 +82,7 @@ class RankRun {
   void put_handle(int step);
   /// On GPUs the source tokens arrive with the rows: put when they are there.
   void put_source(int step);
+  void put_missing_source(int step);
   void put_missing_sources();
   Rows dispatch_output(int step, const DispatchStep& what);
   void put_received(int step, const DispatchStep& what, const Rows& out);
@@ -96,6 +97,7 @@ class RankRun {
   int rank_;
   Returned returned_;
   std::unique_ptr<Mirror> mirror_;
+  std::vector<std::unique_ptr<Tensors>> made_up_;
   std::vector<Kept> kept_;
   std::vector<std::optional<Engine>> engines_;  ///< gone before what they gave: handles, rows, hooks, events
   RankOutputs outputs_;

@@ -47,26 +47,25 @@ void RankRun::put_source(int step) {
   kept(step).has_source = true;
 }
 
-/// Handles that no dispatch has used, in the same order on every rank: one is made up.
+/// Of a handle that no dispatch has used, at the same place on every rank: one is made up.
+void RankRun::put_missing_source(int step) {
+  if (mirror_->device() < 0 || kept(step).has_source) return;
+  constexpr std::int64_t kHidden = 16;
+  const Handle& handle = *kept(step).handle;
+  Tensors& tensors = *made_up_.emplace_back(std::make_unique<Tensors>());
+  Rows in, out;
+  in.x = tensors.add(DType::kU8, {handle.num_tokens(), kHidden});
+  out.x = tensors.add(DType::kU8, {handle.num_rows(), kHidden});
+  mirror_->upload(tensors);
+  Options options;
+  options.wait = true;
+  (void)engine(step).dispatch(mirror_->at(in), handle, mirror_->at(out), stream(), options);
+  put_source(step);
+}
+
 void RankRun::put_missing_sources() {
   for (int step = 0; step < static_cast<int>(kept_.size()); ++step) {
-    const Step& each = scenario_.steps[static_cast<std::size_t>(step)];
-    const bool makes_handle =
-        std::holds_alternative<RouteStep>(each.what) || std::holds_alternative<AdoptStep>(each.what);
-    if (!makes_handle || kept(step).has_source) continue;
-    constexpr std::int64_t kHidden = 16;
-    const Handle& handle = *kept(step).handle;
-    Kept& mine = kept(step);
-    mine.record = nullptr;
-    Rows in, out;
-    in.x = mine.in.add(DType::kU8, {handle.num_tokens(), kHidden});
-    out.x = mine.out.add(DType::kU8, {handle.num_rows(), kHidden});
-    mirror_->upload(mine.in);
-    mirror_->upload(mine.out);
-    Options options;
-    options.wait = true;
-    (void)engine(step).dispatch(mirror_->at(in), handle, mirror_->at(out), stream(), options);
-    put_source(step);
+    if (kept(step).handle.has_value()) put_missing_source(step);
   }
 }
 
@@ -94,6 +93,7 @@ void RankRun::play(int step, const RouteStep& what) {
 }
 
 void RankRun::play(int step, const AdoptStep& what) {
+  put_missing_source(what.handle);
   const Handle& from = *kept(what.handle).handle;
   Kept& mine = kept(step);
   const auto copy = [&](TensorView array) {

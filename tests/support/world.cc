@@ -1,5 +1,6 @@
 #include "support/world.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -143,7 +144,13 @@ void expect_conforms(World world, const Scenario& scenario) {
     EXPECT_EQ(broken_property(scenario, expected), "");
     return;
   }
-  const std::string differs = difference(expected, run(world, scenario));
+  const Outputs got = run(world, scenario);
+  if (world == World::kGpus && scenario.num_ranks > kMostRanksOnGpus) {
+    for (const RankOutputs& rank : got)
+      EXPECT_THAT(rank.text(0, "failed"), testing::HasSubstr("this version serves 1..8"));
+    return;
+  }
+  const std::string differs = difference(expected, got);
   if (differs.empty()) return;
   std::string story;
   for (std::size_t i = 0; i < scenario.steps.size(); ++i) {

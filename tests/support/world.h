@@ -16,6 +16,9 @@ enum class World { kOracle, kThreads, kProcesses, kGpus };
 std::vector<World> worlds();
 std::vector<World> engine_worlds();
 
+/// Groups of more are refused there.
+inline constexpr int kMostRanksOnGpus = 8;
+
 /// "Oracle", "Threads", "Processes", "Gpus".
 const char* name_of(World world);
 /// How GoogleTest prints it.
