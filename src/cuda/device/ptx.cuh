@@ -48,6 +48,11 @@ __device__ __forceinline__ uint4 load_l2(const void* from) {
   return value;
 }
 
+/// Fetches the line of `from` into L2.
+__device__ __forceinline__ void prefetch_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 /// 16 bytes that this kernel does not read again.
 __device__ __forceinline__ void store_streaming(void* to, const uint4& value) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),

@@ -31,29 +31,31 @@ __device__ inline void fill_rank_of(std::uint8_t* rank_of, int num_experts, int 
 /// All threads of the block: adds the choices of `tokens` tokens from `first` on to `pairs` (null = does not count) and to
 /// ranks_of[token - first], a set of ranks; both in shared memory, zero before, with a barrier before and after. Returns how
 /// many of this thread's ids are neither an expert nor -1. Threads take ids as they lie, not a token each: loads of
-/// neighbours are adjacent, and the code is short. It runs once, so that fetching it is a part of its time.
+/// neighbours are adjacent.
 __device__ inline unsigned count_choices(const Choices& choices, std::int64_t first, std::uint32_t tokens,
                                          const std::uint8_t* rank_of, std::int32_t* pairs, std::uint32_t* ranks_of) {
   constexpr std::uint32_t kUnroll = 4;
   const auto top_k = static_cast<std::uint32_t>(choices.top_k), count = tokens * top_k;
+  // element / top_k, exact below 2^32 / top_k elements.
+  const std::uint32_t inverse = 0xFFFF'FFFFu / top_k + 1;
+  const auto token_of = [=](std::uint32_t element) { return top_k == 1 ? element : __umulhi(element, inverse); };
   unsigned out_of_range = 0;
   for (std::uint32_t step = threadIdx.x; step < count; step += kUnroll * blockDim.x) {
     std::int64_t ids[kUnroll];
 #pragma unroll
     for (std::uint32_t i = 0; i < kUnroll; ++i) {
-      const std::uint32_t element = step + i * blockDim.x, token = element / top_k;
+      const std::uint32_t element = step + i * blockDim.x, token = token_of(element);
       ids[i] = element < count ? id_at(choices, first + token, element - token * top_k) : -1;
     }
-#pragma unroll 1
+#pragma unroll
     for (std::uint32_t i = 0; i < kUnroll; ++i) {
-      const std::int64_t id = ids[0];
-      ids[0] = ids[1], ids[1] = ids[2], ids[2] = ids[3];  // one copy of the code below, registers all the same
+      const std::int64_t id = ids[i];
       if (id < 0 || id >= choices.num_experts) {
         out_of_range += id != -1;
         continue;
       }
       if (pairs != nullptr) atomicAdd(pairs + id, 1);
-      atomicOr(ranks_of + (step + i * blockDim.x) / top_k, 1u << rank_of[id]);
+      atomicOr(ranks_of + token_of(step + i * blockDim.x), 1u << rank_of[id]);
     }
   }
   return out_of_range;

@@ -41,6 +41,13 @@ __device__ int thread_index() {
 
 // ---- a range of tokens ---------------------------------------------------------------------------------------------
 
+/// The first round's ids are on their way while tables are filled: they lie in memory that nobody has touched for long.
+__device__ void prefetch_choices(const NotifyParams& p) {
+  const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * p.tokens_per_range + thread_index();
+  if (p.experts == nullptr || thread_index() >= p.tokens_per_range || token >= p.num_tokens) return;
+  ptx::prefetch_l2(static_cast<const std::byte*>(p.experts) + token * p.token_stride * (p.wide_ids ? 8 : 4));
+}
+
 /// Counts the block's range and writes the places inside it. `rows` gets the range's rows per rank. `ranks_of`: zero.
 __device__ void count_range(const NotifyParams& p, const Scratch& scratch, std::int32_t* rows,
                             std::uint32_t* ranks_of) {
@@ -71,7 +78,8 @@ __device__ void count_range(const NotifyParams& p, const Scratch& scratch, std::
     __syncthreads();  // in_warp is whole
     if (lane < n) {
       place = rows[lane];
-      for (int w = 0; w < warp; ++w) place += in_warp[w][lane];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) place += w < warp ? in_warp[w][lane] : 0;
     }
 #pragma unroll 1
     for (int rank = 0; rank < n; ++rank) {
@@ -82,6 +90,7 @@ __device__ void count_range(const NotifyParams& p, const Scratch& scratch, std::
     }
     __syncthreads();  // everybody has read rows
     if (thread_index() < n) {
+#pragma unroll
       for (int w = 0; w < kWarps; ++w) rows[thread_index()] += in_warp[w][thread_index()];
     }
     __syncthreads();  // rows is new, in_warp and ranks_of are free
@@ -278,6 +287,7 @@ __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant_
   __shared__ Turn turn;
   ptx::grid_dependency_wait();
   const Scratch scratch(memory, p);
+  prefetch_choices(p);
   fill_rank_of(scratch.rank_of, p.num_experts, p.team.num_ranks);
   for (int expert = thread_index(); expert < p.num_experts; expert += kThreads) scratch.pairs[expert] = 0;
   ranks_of[thread_index()] = 0;
