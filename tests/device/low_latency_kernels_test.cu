@@ -17,6 +17,13 @@ __global__ void linger(std::uint64_t ns) {
   }
 }
 
+/// Fills SMs: two blocks take all threads of one.
+__global__ void crowd(std::uint64_t ns) {
+  extern __shared__ std::byte most[];
+  const std::uint64_t from = protocol::now_ns();
+  while (protocol::now_ns() - from < ns) most[threadIdx.x] = std::byte{1};
+}
+
 /// How one op of a pair runs.
 struct Options {
   Wire wire = Wire::kBF16;
@@ -125,6 +132,7 @@ class Test {
     const int sms[] = {0, 0, 0, 1, 3, 16};
     pair.dispatch.num_sms = sms[below(6)];
     pair.combine.num_sms = sms[below(6)];
+    if (world_.num_gpus() == ranks) pair.dispatch.early = pair.combine.early = chance(40);
     return pair;
   }
 
@@ -487,6 +495,129 @@ class Test {
   std::vector<Buffers> buffers_[2];
 };
 
+/// Others hold most SMs: blocks do not start together, some retreat, and the last one serves in their place.
+bool crowded(World& world, Test& test) {
+  std::vector<cudaStream_t> streams;
+  for (int r = 0; r < world.num_gpus(); ++r) {
+    CHECK_CUDA(cudaSetDevice(world.at(r).device));
+    streams.emplace_back();
+    CHECK_CUDA(cudaStreamCreateWithFlags(&streams.back(), cudaStreamNonBlocking));
+    CHECK_CUDA(cudaFuncSetAttribute(crowd, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10));
+  }
+  bool right = true;
+  for (int round = 0; round < 6 && right; ++round) {
+    Pair pair = test.random_pair(200);
+    pair.dispatch.hook = pair.combine.hook = false;
+    pair.dispatch.num_sms = pair.combine.num_sms = 0;
+    for (int r = 0; r < world.num_gpus(); ++r) {
+      CHECK_CUDA(cudaSetDevice(world.at(r).device));
+      const int blocks = round < 2 ? 131 : 100;
+      crowd<<<2 * blocks, 1024, 100 << 10, streams[static_cast<std::size_t>(r)]>>>(round < 4 ? 30'000'000 : 1'000'000);
+    }
+    right = test.one_pair(pair);
+    for (int r = 0; r < world.num_gpus(); ++r) CHECK_CUDA(cudaStreamSynchronize(streams[static_cast<std::size_t>(r)]));
+  }
+  for (int r = 0; r < world.num_gpus(); ++r) CHECK_CUDA(cudaStreamDestroy(streams[static_cast<std::size_t>(r)]));
+  return right;
+}
+
+/// A graph with an odd number of ops, replayed with eager ops in between; then what the last replay left is checked.
+bool replayed(World& world, Test& test) {
+  for (int round = 0; round < 3; ++round) {
+    Pair first = test.random_pair(60), second = test.random_pair(60);
+    first.dispatch.hook = true;
+    first.combine.hook = round == 1;
+    Run a, b;
+    test.prepare(a, first, 0);
+    test.prepare(b, second, 1);
+    std::vector<cudaGraphExec_t> graphs(static_cast<std::size_t>(world.num_ranks()));
+    const int both = ll::kSend | ll::kReceive;
+    for (int r = 0; r < world.num_ranks(); ++r) {
+      CHECK_CUDA(cudaSetDevice(world.at(r).device));
+      cudaGraph_t graph;
+      CHECK_CUDA(cudaStreamBeginCapture(world.at(r).stream, cudaStreamCaptureModeThreadLocal));
+      test.dispatch(a, r, ll::kSend);
+      if (second.dispatch.hook) {
+        test.dispatch(b, r, ll::kSend);
+        test.dispatch(a, r, ll::kReceive, 1);
+        test.dispatch(b, r, ll::kReceive);
+      } else {
+        test.dispatch(b, r, both);
+        test.dispatch(a, r, ll::kReceive, 1);
+      }
+      if (first.combine.hook) {
+        test.combine(a, r, ll::kSend);
+        test.combine(a, r, ll::kReceive);
+      } else {
+        test.combine(a, r, both);
+      }
+      CHECK_CUDA(cudaStreamEndCapture(world.at(r).stream, &graph));
+      CHECK_CUDA(cudaGraphInstantiate(&graphs[static_cast<std::size_t>(r)], graph, 0));
+      CHECK_CUDA(cudaGraphDestroy(graph));
+      CHECK_CUDA(cudaGraphUpload(graphs[static_cast<std::size_t>(r)], world.at(r).stream));
+    }
+    for (int replay = 0; replay < 5; ++replay) {
+      for (int r = 0; r < world.num_ranks(); ++r) {
+        CHECK_CUDA(cudaSetDevice(world.at(r).device));
+        Run::Device& d = a.device[static_cast<std::size_t>(r)];
+        CHECK_CUDA(cudaMemsetAsync(d.slab, 0xFF, d.slab_bytes, world.at(r).stream));
+        CHECK_CUDA(cudaMemsetAsync(d.out, 0xFF, a.want_out[static_cast<std::size_t>(r)].size(), world.at(r).stream));
+        for (Run* run : {&a, &b}) {
+          const auto at = static_cast<std::size_t>(r);
+          CHECK_CUDA(cudaMemsetAsync(run->device[at].received, 0, run->want[at].counts.size() * 4, world.at(r).stream));
+        }
+        CHECK_CUDA(cudaGraphLaunch(graphs[static_cast<std::size_t>(r)], world.at(r).stream));
+        if (replay == 4) continue;
+        if (second.combine.hook) {
+          test.combine(b, r, ll::kSend);
+          test.combine(b, r, ll::kReceive);
+        } else {
+          test.combine(b, r, both);
+        }
+      }
+    }
+    const bool right = test.settled("a graph") && test.check_dispatch(a) && test.check_dispatch(b) && test.check_combine(a) && test.check_combine(b);
+    for (int r = 0; r < world.num_ranks(); ++r) {
+      CHECK_CUDA(cudaSetDevice(world.at(r).device));
+      CHECK_CUDA(cudaGraphExecDestroy(graphs[static_cast<std::size_t>(r)]));
+    }
+    if (!right) return false;
+  }
+  return true;
+}
+
+/// The checker is checked: one wrong bit of what is wanted must be noticed, in every field.
+bool notices(World& world, Test& test) {
+  Pair pair = test.random_pair(30);
+  pair.dispatch.hook = pair.combine.hook = false;
+  pair.dispatch.wire = Wire::kFP8;
+  pair.shape.num_experts = 8;
+  for (int& tokens : pair.tokens) tokens = static_cast<int>(pair.shape.max_tokens);
+  Run run;
+  test.prepare(run, pair, 0);
+  for (int r = 0; r < world.num_ranks(); ++r) {
+    test.dispatch(run, r, ll::kSend | ll::kReceive);
+    test.combine(run, r, ll::kSend | ll::kReceive);
+  }
+  bool right = test.settled("a pair") && test.check_dispatch(run) && test.check_combine(run);
+  std::printf("four failures must follow:\n");
+  reference::Slabs& want = run.want.back();
+  std::size_t expert = 0;
+  while (want.counts[expert] == 0) ++expert;
+  const std::size_t row = expert * static_cast<std::size_t>(want.rows_per_expert);
+  const auto flipped = [&](auto& value, auto&& check) {
+    value ^= std::remove_reference_t<decltype(value)>{1};
+    right = !check() && right;
+    value ^= std::remove_reference_t<decltype(value)>{1};
+  };
+  const auto dispatched = [&] { return test.check_dispatch(run); };
+  flipped(want.source[row], dispatched);
+  flipped(want.range[0], dispatched);
+  flipped(want.x[row * static_cast<std::size_t>(pair.shape.hidden)], dispatched);
+  flipped(run.want_out.back().back(), [&] { return test.check_combine(run); });
+  return right;
+}
+
 bool missing_rank(World& world, Test& test) {
   if (world.num_ranks() < 2) return true;
   world.reset();
@@ -624,6 +755,7 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
     return ok;
   };
   phase("barrier", right);
+  if (!phase("the checker notices", notices(world, test))) return 1;
   // Plain pairs first: what fails here fails everywhere.
   bool ok = true;
   for (int i = 0; i < 12 && ok; ++i, ++pairs) {
@@ -638,6 +770,8 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
     ok = test.two_in_flight(test.random_pair(100), test.random_pair(100)) &&
          test.hook_around(test.random_pair(100), test.random_pair(100));
   if (!phase("hooks", ok)) return 1;
+  if (!phase("graphs", replayed(world, test))) return 1;
+  if (!phase("crowded", crowded(world, test))) return 1;
   // Through the wrap, and through the turns that refresh.
   for (const std::uint32_t turn : {0xFFFF'FFF7u, 0x7FFF'FFFCu}) {
     world.reset();

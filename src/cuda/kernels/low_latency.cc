@@ -13,7 +13,7 @@ constexpr int kBlocksForPeers = 32;
 
 }  // namespace
 
-int complete(CallParams& call, int num_sms, int most_warps) {
+int complete(CallParams& call, int num_sms, int least_warps, int most_warps) {
   const int ranks = call.team.num_ranks;
   for (int rank = 0; rank <= kMaxRanks; ++rank) {
     call.first_expert[rank] = rank <= ranks ? core::expert_block(call.num_experts, ranks, rank).first : INT_MAX;
@@ -26,10 +26,10 @@ int complete(CallParams& call, int num_sms, int most_warps) {
   // Small batches: a row is cut so that every block has one unit. Records belong to one block each, for their flag.
   const bool whole_rows = call.hook || tokens > kMostPacketTokens;
   const int pieces = whole_rows ? 1 : std::clamp(most_blocks / std::max(tokens, 1), 1, strips);
-  call.warps = std::min((strips + pieces - 1) / pieces, most_warps);
+  call.warps = std::clamp((strips + pieces - 1) / pieces, std::min(least_warps, strips), most_warps);
   call.pieces = (strips + call.warps - 1) / call.warps;
   const int units = whole_rows ? num_chunks(tokens) : tokens * call.pieces;
-  return std::clamp(std::max(units, std::min(call.max_tokens, kBlocksForPeers)), 1, most_blocks);
+  return std::clamp(std::max(units, std::min(call.max_tokens, kBlocksForPeers)) + 1, 1, most_blocks);  // and the clerk's
 }
 
 }  // namespace anyep::cuda::low_latency

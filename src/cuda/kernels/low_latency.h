@@ -59,9 +59,12 @@ struct CallParams {
   int warps = 1;                         ///< that share a row, per role
   int pieces = 1;                        ///< units of `warps` strips in a row
   int tokens_per_warp = 1;               ///< whose choices fit the lanes of a warp
+#if defined(ANYEP_TRACE)
+  long long* trace = nullptr;
+#endif
 };
 
 /// Fills what every launch derives; returns the number of blocks.
-int complete(CallParams& call, int num_sms, int most_warps);
+int complete(CallParams& call, int num_sms, int least_warps, int most_warps);
 
 }  // namespace anyep::cuda::low_latency

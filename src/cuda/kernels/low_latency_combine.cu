@@ -66,7 +66,7 @@ __device__ inline void ask(const CombineParams& p, const Block& block) {
   if (!p.per_choice && token < tokens) choice = choice_of_lane(call, token);  // on its way before the turn is known
   ptx::barrier_sync(kTurnForService, 2 * kLanes);
   if (block.ok == 0) return;
-  if (blockIdx.x == 0 && lane < ranks && lane != me && (block.dead >> lane & 1) == 0) send_head(call, block, lane);
+  if (is_clerk_block() && lane < ranks && lane != me && (block.dead >> lane & 1) == 0) send_head(call, block, lane);
   if (p.per_choice) return;
   for (; token < tokens; token += blocks) {
     if (token != static_cast<int>(blockIdx.x)) choice = choice_of_lane(call, token);
@@ -112,8 +112,8 @@ __device__ __forceinline__ Asked asked_of_lane(const CallParams& call, Block& bl
   return asked;
 }
 
-/// This rank's sum of a home's token, one strip, to the home. Out of line, as what holds many rows in registers below. `rows`: of find_rows() for the pair.
-static __device__ __noinline__ void answer_strip(const CombineParams& p, const Block& block, Form form, int home,
+/// This rank's sum of a home's token, one strip, to the home. `rows`: of find_rows() for the pair.
+__device__ __forceinline__ void answer_strip(const CombineParams& p, const Block& block, Form form, int home,
                                                  int token, int strip, const Asked& asked, const std::int32_t* rows) {
   const CallParams& call = p.call;
   const int row = asked.valid ? rows[asked.expert] : -1;
@@ -136,7 +136,7 @@ static __device__ __noinline__ void answer_strip(const CombineParams& p, const B
 
 /// Every row of a home's token, as records. One warp, its strips.
 template <bool kLogFmt>
-__device__ __noinline__ void send_choices_of(const CombineParams& p, Shared& shared, int home, int token,
+__device__ __forceinline__ void send_choices_of(const CombineParams& p, Shared& shared, int home, int token,
                                              const std::int32_t* rows) {
   const CallParams& call = p.call;
   const Block& block = shared.block;
@@ -186,7 +186,7 @@ __device__ __forceinline__ void for_each_chunk(const CombineParams& p, const Blo
 }
 
 template <bool kLogFmt>
-__device__ inline void answer_chunks(const CombineParams& p, Shared& shared, int share) {
+__device__ inline void answer_chunks(const CombineParams& p, Shared& shared, int share, int& known_token) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const int threads = call.warps * kLanes, experts = max(call.num_local_experts, 1);
@@ -195,22 +195,33 @@ __device__ inline void answer_chunks(const CombineParams& p, Shared& shared, int
     const int batch = min(max(kTableRows / experts, 1), each);
     for (int first = chunk * each; first < end; first += batch) {
       const int count = min(batch, end - first);
-      find_rows(p, shared.rows, home, 1, first, count, static_cast<int>(threadIdx.x), threads);
-      ptx::barrier_sync(kDataBarrier, threads);
+      int table = 0;  // where the first token's rows start
+      if (each > 1 || first != known_token) {
+        ptx::barrier_sync(kDataBarrier, threads);  // the table is read
+        // With one token a chunk, for all sources: those that follow, and this rank as home, need them next.
+        const Wanted wanted =
+            each > 1 ? Wanted{home, first, 1, count} : Wanted{call.team.rank, first, call.team.num_ranks, 1};
+        find_rows(p, shared.rows, wanted, static_cast<int>(threadIdx.x), threads);
+        ptx::barrier_sync(kDataBarrier, threads);
+        known_token = each > 1 ? -1 : first;
+      }
+      if (each == 1) {
+        table = (home - call.team.rank + (home < call.team.rank ? call.team.num_ranks : 0)) * call.num_local_experts;
+      }
       for (int token = first; token < first + count; ++token) {
-        const std::int32_t* const rows = shared.rows + (token - first) * call.num_local_experts;
+        const std::int32_t* const rows = shared.rows + table + (token - first) * call.num_local_experts;
         if (p.per_choice) {
           send_choices_of<kLogFmt>(p, shared, home, token, rows);
           continue;
         }
         bool came = true;
         const Asked asked = asked_of_lane(call, block, home, token, came);
+        if (warp_index() == 0) STAMP(call, 8);
         if (!came || !__any_sync(kAllLanes, asked.valid)) continue;
         for (int strip = warp_index(); strip < call.cut.strips; strip += call.warps) {
           answer_strip(p, block, Form::kRecords, home, token, strip, asked, rows);
         }
       }
-      ptx::barrier_sync(kDataBarrier, threads);  // the table is read
     }
     ptx::barrier_sync(kStoredBarrier, threads + kLanes);  // pattern A: all stores before comm's release
   });
@@ -242,7 +253,7 @@ __device__ inline void answer_units(const CombineParams& p, Shared& shared, int 
     const int token = unit / call.pieces, strip = unit % call.pieces * call.warps + warp_index();
     if (token != known_token) {
       ptx::barrier_sync(kDataBarrier, threads);  // the table is read
-      find_rows(p, shared.rows, me, ranks, token, 1, static_cast<int>(threadIdx.x), threads);
+      find_rows(p, shared.rows, {me, token, ranks, 1}, static_cast<int>(threadIdx.x), threads);
       ptx::barrier_sync(kDataBarrier, threads);
       known_token = token;
     }
@@ -252,6 +263,7 @@ __device__ inline void answer_units(const CombineParams& p, Shared& shared, int 
       if (form == Form::kRecords || token >= block.tokens[home] || strip >= call.cut.strips) continue;
       bool came = true;
       const Asked asked = asked_of_lane(call, block, home, token, came);
+      if (warp_index() == 0) STAMP(call, 8);
       if (!came || !__any_sync(kAllLanes, asked.valid)) continue;
       answer_strip(p, block, form, home, token, strip, asked, shared.rows + step * call.num_local_experts);
     }
@@ -285,7 +297,7 @@ __device__ __forceinline__ bool take_answer(const CallParams& call, Block& block
 }
 
 /// One strip of a token whose ranks add. `present`: ranks whose answer counts, this one included. `rows`: of this rank.
-static __device__ __noinline__ void add_answers(const CombineParams& p, Block& block, Form form, unsigned present,
+__device__ __forceinline__ void add_answers(const CombineParams& p, Block& block, Form form, unsigned present,
                                                 int token, int strip, const HomeChoice& choice,
                                                 const std::int32_t* rows) {
   const CallParams& call = p.call;
@@ -297,6 +309,7 @@ static __device__ __noinline__ void add_answers(const CombineParams& p, Block& b
   weigh(sums, __ballot_sync(kAllLanes, row >= 0), slab_row(p, choice.expert, max(row, 0)), choice.weight, call.hidden,
         strip);
   round_sums(sums, own);
+  if (warp_index() == 0) STAMP(call, 10);
   Sums total = {};
   unsigned hosts = __reduce_or_sync(kAllLanes, choice.rank >= 0 ? 1u << choice.rank : 0) & present;
   for (; hosts != 0; hosts &= hosts - 1) {
@@ -335,7 +348,7 @@ __device__ inline void receive_answers(const CombineParams& p, Shared& shared, i
       const HomeChoice choice = choice_of_lane(call, token);
       if (token != known_token) {
         ptx::barrier_sync(kDataBarrier, threads);  // the table is read
-        find_rows(p, shared.rows, me, 1, token, 1, static_cast<int>(threadIdx.x), threads);
+        find_rows(p, shared.rows, {me, token, 1, 1}, static_cast<int>(threadIdx.x), threads);
         ptx::barrier_sync(kDataBarrier, threads);
         known_token = -1;  // only one source
       }
@@ -343,17 +356,20 @@ __device__ inline void receive_answers(const CombineParams& p, Shared& shared, i
     }
     return;
   }
-  known_token = -1;
   const int each = chunk_tokens(tokens), batch = min(max(kTableRows / experts, 1), each);
   for (int chunk = share; chunk < num_chunks(tokens); chunk += blocks) {
     const int end = min((chunk + 1) * each, tokens);
     unsigned present = 0;
     for (int first = chunk * each; first < end; first += batch) {
       const int count = min(batch, end - first);
-      ptx::barrier_sync(kDataBarrier, threads);  // the table is read
-      find_rows(p, shared.rows, me, 1, first, count, static_cast<int>(threadIdx.x), threads);
-      ptx::barrier_sync(kDataBarrier, threads);
+      if (each > 1 || first != known_token) {
+        ptx::barrier_sync(kDataBarrier, threads);  // the table is read
+        find_rows(p, shared.rows, {me, first, 1, count}, static_cast<int>(threadIdx.x), threads);
+        ptx::barrier_sync(kDataBarrier, threads);
+        known_token = -1;
+      }
       if (first == chunk * each) present = await_chunk(call, block, chunk, false);
+      if (warp_index() == 0) STAMP(call, 11);
       for (int token = first; token < first + count; ++token) {
         const HomeChoice choice = choice_of_lane(call, token);
         for (int strip = warp_index(); strip < call.cut.strips; strip += call.warps) {
@@ -367,7 +383,7 @@ __device__ inline void receive_answers(const CombineParams& p, Shared& shared, i
 
 /// One strip of a token whose rows came per choice.
 template <bool kLogFmt>
-__device__ __noinline__ void add_choices(const CombineParams& p, unsigned present, int token, int strip,
+__device__ __forceinline__ void add_choices(const CombineParams& p, unsigned present, int token, int strip,
                                          const HomeChoice& choice, const std::byte* record) {
   const CallParams& call = p.call;
   const auto sum = [&](Sums& sums, unsigned choices) {
@@ -444,25 +460,21 @@ __device__ inline void run_data_warp(const CombineParams& p, Shared& shared) {
   if (!p.per_choice) {  // the rows of this block's first unit: found before the turn is known
     const int token = static_cast<int>(blockIdx.x) / call.pieces;
     if (token < call.max_tokens) {
-      find_rows(p, shared.rows, call.team.rank, call.team.num_ranks, token, 1, static_cast<int>(threadIdx.x), threads);
+      find_rows(p, shared.rows, {call.team.rank, token, call.team.num_ranks, 1}, static_cast<int>(threadIdx.x), threads);
       known_token = token;
     }
     ptx::barrier_sync(kDataBarrier, threads);
   }
+  if (warp_index() == 0) STAMP(call, 5);
   ptx::barrier_sync(kTurnForData, threads + kLanes);
+  if (warp_index() == 0) STAMP(call, 6);
   if (receives) ptx::barrier_sync(kGateBarrier, threads + 2 * kLanes);
+  if (warp_index() == 0) STAMP(call, 7);
   if (block.ok == 0 || (receives && block.go == 0)) return;
   if (sends) {
-    // Homes of few tokens first. The chunks' table overwrites what the units left.
+    // Homes of few tokens first.
     if (!p.per_choice) for_each_share(block, [&](int share) { answer_units(p, shared, share, known_token); });
-    bool any_chunk = false;
-    for (int home = 0; home < call.team.num_ranks; ++home)
-      any_chunk = any_chunk || tokens_in_chunks(p, block, home) > 0;
-    if (any_chunk) {
-      ptx::barrier_sync(kDataBarrier, threads);  // the table is read
-      for_each_share(block, [&](int share) { answer_chunks<kLogFmt>(p, shared, share); });
-      known_token = -1;
-    }
+    for_each_share(block, [&](int share) { answer_chunks<kLogFmt>(p, shared, share, known_token); });
     if (is_refresh(block.turn)) {
       const int own = call.routing.num_tokens;
       if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
@@ -476,6 +488,7 @@ __device__ inline void run_data_warp(const CombineParams& p, Shared& shared) {
           blockIdx.x * static_cast<unsigned>(threads) + threadIdx.x, gridDim.x * static_cast<unsigned>(threads));
     }
   }
+  if (warp_index() == 0) STAMP(call, 9);
   if (!receives) return;
   for_each_share(block, [&](int share) {
     if (p.per_choice) {
@@ -484,6 +497,7 @@ __device__ inline void run_data_warp(const CombineParams& p, Shared& shared) {
       receive_answers(p, shared, share, known_token);
     }
   });
+  if (warp_index() == 0) STAMP(call, 12);
 }
 
 template <bool kLogFmt>
@@ -498,10 +512,12 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   const int data_threads = call.warps * kLanes, service = warp_index() - call.warps;
   if (service < 0) return run_data_warp<kLogFmt>(p, shared);
   if (service == 0) {  // comm
+    STAMP(call, 0);
     start(call, block);
+    STAMP(call, 1);
     ptx::barrier_arrive(kTurnForData, data_threads + kLanes);
     ptx::barrier_arrive(kTurnForService, 2 * kLanes);
-    if (sends && blockIdx.x == 0) release_marks(call, block);
+    if (sends && is_clerk_block()) release_marks(call, block);
     if (receives) ptx::barrier_sync(kGateBarrier, data_threads + 2 * kLanes);
     if (!sends || block.ok == 0 || (receives && block.go == 0)) return;
     for_each_share(block, [&](int share) { release_chunks(p, block, share); });
@@ -512,10 +528,13 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   } else {
     ptx::barrier_sync(kTurnForService, 2 * kLanes);
   }
+  STAMP(call, 4);
   if (lane_index() == 0) pass_gate(call, block);
   __syncwarp();
+  STAMP(call, 2);
   if (!receives) return;
   if (block.go != 0) await_heads(call, block);
+  STAMP(call, 3);
   ptx::barrier_arrive(kGateBarrier, data_threads + 2 * kLanes);
 }
 
@@ -532,7 +551,7 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   p.call.cut = combine_cut(p.call.hidden, logfmt, p.per_choice,
                            core::expert_block(p.call.num_experts, p.call.team.num_ranks, 0).count, p.call.top_k,
                            p.call.max_tokens);
-  const int blocks = complete(p.call, num_sms, kMostWarps);
+  const int blocks = complete(p.call, num_sms, 2, kMostWarps);
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(blocks);
   shape.threads = static_cast<unsigned>((p.call.warps + kServiceWarps) * kLanes);

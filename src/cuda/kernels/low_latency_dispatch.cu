@@ -151,6 +151,7 @@ __device__ inline void send_rows(const DispatchParams& p, const Block& block, co
   }
   ptx::barrier_sync(kTurnForSenders, (role.warps + 1) * kLanes);
   if (block.ok == 0) return;
+  if (role.warp == 0) STAMP(call, 13);
   const Form form = form_of(call, tokens, block.turn);
   if (form != Form::kRecords) {
     for (int unit = index; unit < tokens * call.pieces; unit += blocks) {
@@ -209,11 +210,12 @@ __device__ inline void send_tables(const CallParams& call, Shared& shared, const
     count_tokens(call, shared.histogram, begin, end, role.team_warp(), role.warps + 1, strays);
     ptx::barrier_sync(kTeamBarrier, threads);
   };
-  const bool counts_all = blockIdx.x == 0;
+  const bool counts_all = is_clerk_block();
   int counted = 0;
   unsigned strays = 0;
   clear();
   count(0, counts_all ? tokens : min(static_cast<int>(blockIdx.x) * chunk, tokens), counts_all ? &strays : nullptr);
+  if (role.clerk) STAMP(call, 4);
   ptx::barrier_sync(kTurnForTeam, threads + 2 * kLanes);
   if (counts_all) {
     if (block.ok != 0) send_counts(call, block, shared.histogram, role.team_thread(), threads);
@@ -227,12 +229,34 @@ __device__ inline void send_tables(const CallParams& call, Shared& shared, const
     const int begin = at * chunk, end = min(begin + chunk, tokens);
     if (counted < begin) count(counted, begin, nullptr);
     if (role.clerk && block.ok != 0) send_choices(call, block, shared.histogram, begin, end);
+    if (role.clerk) STAMP(call, 6);
     counted = end;
     if (at + blocks < chunks) ptx::barrier_sync(kTeamBarrier, threads);  // the clerk has added this chunk
   }
 }
 
 // ---- receive -------------------------------------------------------------------------------------------------------
+
+/// One look at the counts that `sources` have of a local expert. Returns a source whose count is not there yet, or -1.
+__device__ __forceinline__ int read_counts_of(const CallParams& call, const Block& block, unsigned sources, int expert,
+                                              std::uint32_t (&values)[kMaxRanks]) {
+  std::uint64_t words[kMaxRanks];
+#pragma unroll
+  for (int source = 0; source < kMaxRanks; ++source) {
+    if ((sources >> source & 1) == 0) continue;
+    words[source] = protocol::Shared(word_in(call, region_of(call, call.team.rank, source, block.turn),
+                                             1 + static_cast<unsigned>(expert)))
+                        .load(protocol::kRelaxed);
+  }
+  int missing = -1;
+#pragma unroll
+  for (int source = 0; source < kMaxRanks; ++source) {
+    if ((sources >> source & 1) == 0) continue;
+    values[source] = protocol::count_value(words[source]);
+    if (protocol::count_epoch(words[source]) != block.turn) missing = source;
+  }
+  return missing;
+}
 
 /// Receivers and clerk: every source's count of every local expert.
 __device__ inline void read_counts(const CallParams& call, Shared& shared, const Role& role) {
@@ -244,16 +268,7 @@ __device__ inline void read_counts(const CallParams& call, Shared& shared, const
     while (open != 0) {
       int missing = me;
       const bool all = await(call, block, missing, kWaitInReceive, [&] {
-        missing = -1;
-#pragma unroll
-        for (int source = 0; source < kMaxRanks; ++source) {
-          if ((open >> source & 1) == 0) continue;
-          const std::uint64_t word = protocol::Shared(word_in(call, region_of(call, me, source, block.turn),
-                                                              1 + static_cast<unsigned>(expert)))
-                                         .load(protocol::kRelaxed);
-          values[source] = protocol::count_value(word);
-          if (protocol::count_epoch(word) != block.turn) missing = source;
-        }
+        missing = read_counts_of(call, block, open, expert, values);
         return missing < 0;
       });
       if (all || missing < 0) break;
@@ -292,10 +307,29 @@ struct Target {
   int row = -1;    ///< in its slab; -1 = none
 };
 
+/// Rows of an expert that come from sources before `source`.
+__device__ __forceinline__ int rows_before(const CallParams& call, Block& block, int source, int expert) {
+  unsigned open = block.present & ((1u << source) - 1);
+  std::uint32_t values[kMaxRanks] = {};
+  int missing = 0;
+  while (open != 0 && !await(call, block, missing, kWaitInReceive, [&] {
+    missing = read_counts_of(call, block, open, expert, values);
+    return missing < 0;
+  })) {
+    if (missing < 0) break;
+    open &= ~(1u << missing);  // masked, or this block is broken
+  }
+  int rows = 0;
+#pragma unroll
+  for (int earlier = 0; earlier < kMaxRanks; ++earlier) {
+    if ((open >> earlier & 1) != 0) rows += min(static_cast<int>(values[earlier]), block.tokens[earlier]);
+  }
+  return rows;
+}
+
 /// Where the choices of token `token` of `source` go; lane k holds choice k. All lanes.
-__device__ __forceinline__ Target find_target(const CallParams& call, Shared& shared, int source, int token) {
-  Block& block = shared.block;
-  const int lane = lane_index(), ranks = call.team.num_ranks;
+__device__ __forceinline__ Target find_target(const CallParams& call, Block& block, int source, int token) {
+  const int lane = lane_index();
   Target target;
   if (lane < call.top_k) {
     std::uint64_t& word = word_in(call, region_of(call, call.team.rank, source, block.turn),
@@ -308,11 +342,9 @@ __device__ __forceinline__ Target find_target(const CallParams& call, Shared& sh
     const std::uint32_t value = protocol::count_value(seen);
     const auto expert = static_cast<int>(value >> kPositionBits);
     const auto position = static_cast<int>(value & ((1u << kPositionBits) - 1));
-    if (came && value != kNoChoice && expert < call.num_local_experts &&
-        position < shared.counts[expert * ranks + source]) {
+    if (came && value != kNoChoice && expert < call.num_local_experts && position < block.tokens[source]) {
       target.expert = expert;
-      target.row = position;
-      for (int earlier = 0; earlier < source; ++earlier) target.row += shared.counts[expert * ranks + earlier];
+      target.row = position + rows_before(call, block, source, expert);
     }
   }
   __syncwarp();
@@ -397,13 +429,14 @@ __device__ __forceinline__ void receive_strip(const DispatchParams& p, Block& bl
     if (block.broken != 0) return;
     row = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted
   }
+  if (source == p.call.team.rank) STAMP(p.call, 9);
+  if (source != p.call.team.rank) STAMP(p.call, 11);
   expand<kFp8>(p, target, token, strip, row);
 }
 
 template <bool kFp8>
-__device__ inline void receive_share(const DispatchParams& p, Shared& shared, const Role& role, int share) {
+__device__ inline void receive_share(const DispatchParams& p, Block& block, const Role& role, int share) {
   const CallParams& call = p.call;
-  Block& block = shared.block;
   const int ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x), strips = call.cut.strips;
   for (int step = 0; step < ranks; ++step) {  // own rows first: they hide the flight of the others
     const int source = (call.team.rank + step) % ranks;
@@ -413,7 +446,9 @@ __device__ inline void receive_share(const DispatchParams& p, Shared& shared, co
       for (int unit = share; unit < tokens * call.pieces; unit += blocks) {
         const int token = unit / call.pieces, strip = unit % call.pieces * role.warps + role.warp;
         if (strip >= strips) continue;
-        const Target target = find_target(call, shared, source, token);
+        const Target target = find_target(call, block, source, token);
+        if (source == call.team.rank) STAMP(call, 8);
+        if (source != call.team.rank) STAMP(call, 10);
         if (__any_sync(kAllLanes, target.row >= 0)) {
           receive_strip<kFp8>(p, block, form, target, source, token, strip);
         }
@@ -424,7 +459,7 @@ __device__ inline void receive_share(const DispatchParams& p, Shared& shared, co
     for (int at = share; at < num_chunks(tokens); at += blocks) {
       bool flagged = source == call.team.rank;
       for (int token = at * chunk; token < min((at + 1) * chunk, tokens); ++token) {
-        const Target target = find_target(call, shared, source, token);
+        const Target target = find_target(call, block, source, token);
         if (!__any_sync(kAllLanes, target.row >= 0)) continue;
         if (!flagged) {
           bool came = true;
@@ -455,20 +490,25 @@ __global__ void __launch_bounds__((2 * kMostWarps + kServiceWarps) * kLanes, 1)
     return;
   }
   if (role.comm) {
+    STAMP(call, 0);
     start(call, block);
+    STAMP(call, 1);
     if (sends) ptx::barrier_arrive(kTurnForSenders, (role.warps + 1) * kLanes);
     ptx::barrier_arrive(kTurnForTeam, role.team_threads() + 2 * kLanes);
     if (!sends) return;
     release_chunks(call, block, role);
-    if (blockIdx.x == 0) release_marks(call, block);
+    if (is_clerk_block()) release_marks(call, block);
+    STAMP(call, 15);
     return;
   }
   if (role.gate) {
     ptx::barrier_sync(kTurnForTeam, role.team_threads() + 2 * kLanes);
     if (lane_index() == 0) pass_gate(call, block);
     __syncwarp();
+    STAMP(call, 2);
     if (!receives) return;
     if (block.go != 0) await_heads(call, block);
+    STAMP(call, 3);
     ptx::barrier_arrive(kGateBarrier, role.team_threads() + kLanes);
     return;
   }
@@ -480,11 +520,16 @@ __global__ void __launch_bounds__((2 * kMostWarps + kServiceWarps) * kLanes, 1)
   if (!receives) return;
   ptx::barrier_sync(kGateBarrier, role.team_threads() + kLanes);
   if (block.go == 0) return;
-  read_counts(call, shared, role);
+  STAMP(call, 7);
   for_each_share(block, [&](int share) {
-    if (role.receives) receive_share<kFp8>(p, shared, role, share);
-    if (role.clerk && share == 0 && block.broken == 0) write_ranges(p, shared);
+    if (role.receives) receive_share<kFp8>(p, block, role, share);
+    if (share == static_cast<int>(gridDim.x) - 1) {
+      read_counts(call, shared, role);
+      if (role.clerk && block.broken == 0) write_ranges(p, shared);
+    }
   });
+  if (role.warp == 0 && role.receives) STAMP(call, 12);
+  if (role.clerk) STAMP(call, 16);
 }
 
 const Kernel<DispatchParams> kDispatchBf16(dispatch_kernel<false>, "low_latency::dispatch_kernel<bf16>");
@@ -497,7 +542,7 @@ void launch_dispatch(const DispatchParams& params, int num_sms, bool early, cuda
   const bool fp8 = p.wire != Wire::kBF16;
   p.call.cut = dispatch_cut(p.call.hidden, fp8, core::expert_block(p.call.num_experts, p.call.team.num_ranks, 0).count,
                             p.call.top_k, p.call.max_tokens);
-  const int blocks = complete(p.call, num_sms, kMostWarps);
+  const int blocks = complete(p.call, num_sms, 1, kMostWarps);
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(blocks);
   shape.threads = static_cast<unsigned>((2 * p.call.warps + kServiceWarps) * kLanes);

@@ -24,6 +24,15 @@
 
 namespace anyep::cuda::low_latency {
 
+#if defined(ANYEP_TRACE)
+#define STAMP(call, i) \
+  do { \
+    if ((call).trace != nullptr && lane_index() == 0) (call).trace[blockIdx.x * 32 + (i)] = clock64(); \
+  } while (0)
+#else
+#define STAMP(call, i) static_cast<void>(0)
+#endif
+
 /// What the warps of a block share.
 struct Block {
   std::uint32_t turn, launch;
@@ -37,11 +46,16 @@ struct Block {
   std::uint32_t extra[kMaxBlocks / 32];
 };
 
-/// A block waits so long for the others of its launch to start: many times the skew of a launch on an idle GPU.
-inline constexpr std::uint64_t kGateNs = 20'000;
+/// A block looks so often whether the others of its launch have started, some 20 us: many times the skew of a launch on an
+/// idle GPU. Not in time: the clock is slow to read.
+inline constexpr int kGatePolls = 40;
 
 __device__ __forceinline__ std::uint32_t previous_epoch(std::uint32_t epoch) {
   return epoch == protocol::next_epoch(0xFFFF'FFFFu) ? 0xFFFF'FFFFu : epoch - 1;
+}
+/// The block that sends heads, counts and marks; where the caller allows it, it has no rows of its own.
+__device__ __forceinline__ bool is_clerk_block() {
+  return blockIdx.x == gridDim.x - 1;
 }
 /// One turn per region, twice in 2^32.
 __device__ __forceinline__ bool is_refresh(std::uint32_t turn) {
@@ -243,14 +257,14 @@ __device__ inline void pass_gate(const CallParams& call, Block& block) {
   }
   const std::uint32_t parity = block.launch & 1;
   std::uint32_t* const gate = &call.progress->gate[parity];
-  const std::uint32_t before = ptx::atom_add_acq_rel_gpu(gate, 1);  // every block has read the turn before (pattern D)
+  // Relaxed: nothing is published here. The block has read the counters that the last one overwrites, since the barrier in
+  // front of this carried what it read. (An acquire-release waits for the rows that the block is just storing.)
+  const std::uint32_t before = atomicAdd(gate, 1);
   if ((before & 0xFFFF) + 1 == gridDim.x) return take_turn(call, block, before >> 16);
   if ((call.halves & kReceive) == 0) return;
   const auto is_open = [&] { return (*static_cast<volatile std::uint32_t*>(gate) & 0xFFFF) == gridDim.x; };
-  for (std::uint64_t until = 0; !is_open();) {
-    const std::uint64_t now = protocol::now_ns();
-    if (until == 0) until = now + kGateNs;
-    if (now < until) continue;
+  for (int polls = 0; !is_open(); ++polls) {
+    if (polls < kGatePolls) continue;
     if ((atomicAdd(gate, 1u << 16) & 0xFFFF) == gridDim.x) break;  // the last one has not counted this one: it stays
     atomicOr(&call.progress->retreated[parity][blockIdx.x / 32], 1u << blockIdx.x % 32);
     return;
@@ -294,7 +308,7 @@ __device__ inline void await_heads(const CallParams& call, Block& block) {
     present = true;
     tokens = static_cast<std::uint32_t>(call.routing.num_tokens);
   } else if (source < team.num_ranks) {
-    const bool counts_time = call.waited != nullptr && blockIdx.x == 0;
+    const bool counts_time = call.waited != nullptr && is_clerk_block();
     const std::uint64_t from_ns = counts_time ? protocol::now_ns() : 0;
     std::uint64_t& word = word_in(call, region_of(call, team.rank, source, block.turn), 0);
     std::uint64_t seen = 0;

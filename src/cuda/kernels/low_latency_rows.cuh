@@ -17,16 +17,23 @@ namespace anyep::cuda::low_latency {
 inline constexpr int kTableRows = 2048;
 static_assert(kTableRows >= kMaxExperts + kMaxRanks);
 
-/// For pairs of sources first_source, first_source + 1, ... and tokens first_token, first_token + 1, ...:
-/// rows[pair][local expert] = its row in the expert's slab, -1 = none. Only range and source index are needed: a source's
-/// tokens ascend inside an expert's range, so a search finds them. By threads [0, threads); a barrier must follow.
-__device__ inline void find_rows(const CombineParams& p, std::int32_t* rows, int first_source, int num_sources,
-                                 int first_token, int num_tokens, int thread, int threads) {
+/// Which rows to look up: of one source many tokens, or of one token all sources.
+struct Wanted {
+  int source, token;
+  int num_sources, num_tokens;  ///< one of them is 1
+};
+
+/// rows[pair][local expert] = the row of the pair's token in the expert's slab, -1 = none; pairs are sources source,
+/// source + 1, ... (around) or tokens token, token + 1, ... Only range and source index are needed: a source's tokens ascend
+/// inside an expert's range, so a search finds them. By threads [0, threads); a barrier must follow.
+__device__ inline void find_rows(const CombineParams& p, std::int32_t* rows, const Wanted& wanted, int thread,
+                                 int threads) {
   constexpr int kUnroll = 4;
   const CallParams& call = p.call;
   const int ranks = call.team.num_ranks, experts = call.num_local_experts;
   const int slab_rows = ranks * call.max_tokens;
-  const int total = num_sources * num_tokens * experts;
+  const int total = wanted.num_sources * wanted.num_tokens * experts;
+  const float per_pair = __frcp_rn(static_cast<float>(experts));
   for (int base = thread; base < total; base += kUnroll * threads) {
     int low[kUnroll], high[kUnroll], token[kUnroll], found[kUnroll];
     const std::int32_t* source[kUnroll];
@@ -36,9 +43,16 @@ __device__ inline void find_rows(const CombineParams& p, std::int32_t* rows, int
       found[i] = -1;
       const int at = base + i * threads;
       if (at >= total) continue;
-      const int pair = at / experts, expert = at - pair * experts;
-      const int from = (first_source + pair / num_tokens) % ranks;
-      token[i] = first_token + pair % num_tokens;
+      // A division: exact, since at < kTableRows and the half keeps the quotient away from whole numbers.
+      const int pair = static_cast<int>((static_cast<float>(at) + 0.5f) * per_pair), expert = at - pair * experts;
+      int from = wanted.source;
+      token[i] = wanted.token;
+      if (wanted.num_tokens > 1) {
+        token[i] += pair;
+      } else {
+        from += pair;
+        if (from >= ranks) from -= ranks;
+      }
       source[i] = p.source + static_cast<std::int64_t>(expert) * slab_rows;
       const std::int64_t packed = p.range[expert * ranks + from];
       // Cut to the slab: the arrays are the caller's.
