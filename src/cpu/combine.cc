@@ -15,8 +15,8 @@
 #include "core/layout.h"
 #include "cpu/backend.h"
 #include "cpu/fields.h"
-#include "host/op_run.h"
 #include "cpu/simd/kernels.h"
+#include "host/op_run.h"
 
 namespace anyep::cpu {
 namespace {
