@@ -62,7 +62,8 @@ def high_throughput(about, gpu, count):
         return None
     if not about["routing"].startswith("uniform") or about.get("beside"):
         return None
-    record, ranks, sms = (about["op"], about["dtype"], about["memory"]), about["ranks"], about["sms"]
+    # Two ways to route and dispatch: the bars are for either.
+    record, ranks, sms = (about["op"].removesuffix("_ahead"), about["dtype"], about["memory"]), about["ranks"], about["sms"]
     if ranks == 4 and count == 4 and sms in (10, 16):
         return _four(record, sms)
     if sms != 16:

@@ -93,6 +93,26 @@ void GpuHighThroughput::dispatch(int i) {
   host_us_ = routed - begin + (now_us() - counted);
 }
 
+void GpuHighThroughput::dispatch_ahead(int i) {
+  Output& output = fresh_[static_cast<std::size_t>(i % num_copies())];
+  Rows rows = input(i);
+  rows.experts = experts_.view();
+  rows.weights = weights_.view();
+  Routing routing;
+  routing.experts = experts_.view();
+
+  const double begin = now_us();
+  const Handle handle = engine_->route(data_->shape(), routing, stream(), options());
+  output.owned = engine_->make_rows(data_->num_ranks() * data_->shape().max_tokens, data_->shape());
+  output.rows = output.owned.view();
+  engine_->dispatch(rows, handle, output.rows, stream(), options());
+  host_us_ = now_us() - begin;
+  const std::int64_t num_rows = handle.num_rows();
+  for (TensorView* const view : {&output.rows.x, &output.rows.scales, &output.rows.experts, &output.rows.weights}) {
+    if (view->given()) view->shape[0] = num_rows;
+  }
+}
+
 void GpuHighThroughput::dispatch_cached(int i) {
   const Output& output = outputs_[static_cast<std::size_t>(i % num_copies())];
   Rows out;
@@ -145,15 +165,26 @@ std::int64_t GpuHighThroughput::wrong_rows(const Output& output, bool with_side_
   return data_->wrong_rows(host);
 }
 
-std::int64_t GpuHighThroughput::wrong_dispatch() {
-  // Rows in the window are made in the call: the block that it gets is most likely one of these.
+/// Rows in the window are made in the call: the block that it gets is most likely one of these.
+void GpuHighThroughput::poison_fresh() {
   for (Output& output : fresh_) {
     poison(output.rows.x);
     poison(output.rows.scales);
     poison(output.rows.experts);
     poison(output.rows.weights);
   }
+}
+
+std::int64_t GpuHighThroughput::wrong_dispatch() {
+  poison_fresh();
   dispatch(0);
+  finish();
+  return wrong_rows(fresh_[0], true);
+}
+
+std::int64_t GpuHighThroughput::wrong_dispatch_ahead() {
+  poison_fresh();
+  dispatch_ahead(0);
   finish();
   return wrong_rows(fresh_[0], true);
 }

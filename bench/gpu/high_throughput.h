@@ -21,6 +21,9 @@ class GpuHighThroughput {
   /// Fresh routing, exact-size outputs: route, wait for the counts, rows (made in the call where they lie in the window),
   /// dispatch with ids and weights.
   void dispatch(int i);
+  /// The same back to back: rows in the window for the worst case, so that the counts are awaited while rows travel; then
+  /// the tensors are cut to size.
+  void dispatch_ahead(int i);
   /// Rows and scales alone, by a handle of before.
   void dispatch_cached(int i);
   /// Sums of answers in BF16. The first call makes and fills them.
@@ -28,9 +31,10 @@ class GpuHighThroughput {
 
   /// After one more call on poisoned outputs. Collective.
   std::int64_t wrong_dispatch();
+  std::int64_t wrong_dispatch_ahead();
   std::int64_t wrong_dispatch_cached();
   std::int64_t wrong_combine();
-  /// Host time of the last dispatch() without its wait for the counts.
+  /// Host time of the last dispatch() or dispatch_ahead() without its wait for the counts.
   double host_us() const { return host_us_; }
   int num_copies() const { return static_cast<int>(inputs_.size()); }
 
@@ -49,6 +53,7 @@ class GpuHighThroughput {
   Options options() const;
   StreamRef stream() const { return {stream_}; }
   void finish() const;
+  void poison_fresh();
   std::int64_t wrong_rows(const Output& output, bool with_side_data) const;
 
   Engine* engine_;

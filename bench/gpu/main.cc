@@ -25,7 +25,8 @@ constexpr const char* kUsage =
     "usage: anyep_bench_gpu --out FILE [--ht POINTS] [--ll POINTS] [--copies SMS] [--ranks N] [--gpus G]\n"
     "                       [--ranks-as processes|threads] [--rounds R]\n"
     "POINTS: \"tokens=4096 sms=16;tokens=256 ops=combine\": fields tokens, hidden, topk, experts, sms, seed, profile,\n"
-    "  ops (high throughput: dispatch, dispatch_cached, combine; low latency: graph, hook, eager, parts), dtype "
+    "  ops (high throughput: dispatch, dispatch_ahead, dispatch_cached, combine; low latency: graph, hook, eager, "
+    "parts), dtype "
     "(bf16,\n"
     "  fp8), memory (window, caller), idle=1 (also from an idle stream), product=1 (also beside a matrix product),\n"
     "  max_tokens (low latency). Ranks share the GPUs in turn; as processes they then need MPS.\n"
@@ -44,7 +45,8 @@ struct Plan {
 Plan plan_of(int argc, char** argv) {
   const Arguments arguments(argc, argv, {"out", "ht", "ll", "copies", "ranks", "gpus", "ranks-as", "rounds"});
   Plan plan;
-  plan.high_throughput = parse_points(arguments.text("ht", ""), {"dispatch", "dispatch_cached", "combine"});
+  plan.high_throughput =
+      parse_points(arguments.text("ht", ""), {"dispatch", "dispatch_ahead", "dispatch_cached", "combine"});
   plan.low_latency = parse_points(arguments.text("ll", ""), {"graph", "hook", "eager", "parts"});
   plan.copies = arguments.numbers("copies", "");
   plan.ranks = arguments.number("ranks", 2);

@@ -15,7 +15,7 @@ struct Point {
   int topk = 8, experts = 256, sms = 16, seed = 1;
   std::string profile = "uniform";
   std::vector<std::string>
-      ops;  ///< high throughput: dispatch, dispatch_cached, combine; low latency: graph, hook, eager, parts
+      ops;  ///< high throughput: dispatch, dispatch_ahead, dispatch_cached, combine; low latency: graph, hook, eager, parts
   std::vector<std::string> dtypes = {"bf16", "fp8"};
   std::vector<std::string> memories = {"window", "caller"};
   bool idle = false;            ///< also from an idle stream

@@ -103,6 +103,7 @@ void HighThroughputRun::add_items() {
                                                 memory == "window" ? Memory::kWindow : Memory::kCaller, point_.sms,
                                                 bench_.timer->stream());
       for (const std::string& op : point_.ops) {
+        if (op == "dispatch_ahead" && memory != "window") continue;
         if (op == "combine" && dtype != point_.dtypes.front()) continue;  // answers are BF16, whatever was dispatched
         items_.push_back(
             {op, op == "combine" ? "bf16" : dtype, memory, op + dtype + memory, one.get(), data_[dtype].get()});
@@ -114,6 +115,8 @@ void HighThroughputRun::add_items() {
 void HighThroughputRun::call(const Item& item, int i) const {
   if (item.op == "dispatch") {
     item.one->dispatch(i);
+  } else if (item.op == "dispatch_ahead") {
+    item.one->dispatch_ahead(i);
   } else if (item.op == "dispatch_cached") {
     item.one->dispatch_cached(i);
   } else {
@@ -124,6 +127,7 @@ void HighThroughputRun::call(const Item& item, int i) const {
 double HighThroughputRun::wrong(const Item& item) {
   bench_.timer->meeting().barrier();
   const std::int64_t mine = item.op == "dispatch"          ? item.one->wrong_dispatch()
+                            : item.op == "dispatch_ahead"  ? item.one->wrong_dispatch_ahead()
                             : item.op == "dispatch_cached" ? item.one->wrong_dispatch_cached()
                                                            : item.one->wrong_combine();
   return bench_.timer->meeting().sum(bench_.rank, static_cast<double>(mine));
@@ -143,7 +147,8 @@ void HighThroughputRun::measure_round() {
     std::vector<double> host;
     series_.add(item.name, bench_.timer->queued([&](int i) {
       call(item, i);
-      if (item.op == "dispatch" && i >= Timer::kDropped) host.push_back(item.one->host_us());
+      if ((item.op == "dispatch" || item.op == "dispatch_ahead") && i >= Timer::kDropped)
+        host.push_back(item.one->host_us());
     }));
     if (host.empty()) host = bench_.timer->host_us();
     series_.add("host" + item.name, bench_.timer->meeting().largest(bench_.rank, host));
