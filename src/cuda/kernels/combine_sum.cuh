@@ -106,11 +106,11 @@ class BulkSums {
                                              vector * 16u);
     };
     if constexpr (kTwo) {
-      WideAccess::store(frame.out + vector * 16u, sum_of_two<Type>(at(0), at(1)));
+      WideAccess::write(frame.out + vector * 16u, sum_of_two<Type>(at(0), at(1)));
     } else {
       Sum<Type> sum = frame.start<Type>(WideAccess{}, vector * 16u);
       for (unsigned rest = ranks; rest != 0; rest &= rest - 1) sum.add(at(__ffs(static_cast<int>(rest)) - 1));
-      WideAccess::store(frame.out + vector * 16u, sum.rounded());
+      WideAccess::write(frame.out + vector * 16u, sum.rounded());
     }
   }
 

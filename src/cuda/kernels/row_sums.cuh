@@ -111,15 +111,15 @@ struct Sum {
 
 /// 16 bytes at a time, everything aligned.
 struct WideAccess {
-  static __device__ __forceinline__ uint4 load(const std::byte* from) { return ptx::load_l2(from); }
-  static __device__ __forceinline__ void store(std::byte* to, const uint4& value) { ptx::store_streaming(to, value); }
+  static __device__ __forceinline__ uint4 read(const std::byte* from) { return ptx::load_l2(from); }
+  static __device__ __forceinline__ void write(std::byte* to, const uint4& value) { ptx::store_streaming(to, value); }
 };
 
 /// 16 bytes in words of `width`, which divides every address. Out of line: the path of odd addresses only.
 struct NarrowAccess {
   std::uint32_t width;
 
-  __device__ __noinline__ uint4 load(const std::byte* from) const {
+  __device__ __noinline__ uint4 read(const std::byte* from) const {
     uint4 value;
     with_word(width, [&](auto word) {
       using Word = decltype(word);
@@ -130,7 +130,7 @@ struct NarrowAccess {
     });
     return value;
   }
-  __device__ __noinline__ void store(std::byte* to, const uint4& value) const {
+  __device__ __noinline__ void write(std::byte* to, const uint4& value) const {
     with_word(width, [&](auto word) {
       using Word = decltype(word);
 #pragma unroll
@@ -153,9 +153,9 @@ struct RowFrame {
   __device__ __forceinline__ Sum<Type> start(const Access& access, std::uint64_t at) const {
     Sum<Type> sum;
     sum.zero();
-    if (first_bias != nullptr) sum.set(access.load(first_bias + at));
+    if (first_bias != nullptr) sum.set(access.read(first_bias + at));
     if (second_bias != nullptr) {
-      sum.add(access.load(second_bias + at));
+      sum.add(access.read(second_bias + at));
     } else if (first_bias != nullptr) {
       sum.add_zero();
     }
@@ -176,11 +176,11 @@ __device__ __forceinline__ void sum_two(const Access& access, std::byte* out, co
   uint4 one[kUnroll], other[kUnroll];
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    one[i] = access.load(first + i * kVectorStep);
-    other[i] = access.load(second + i * kVectorStep);
+    one[i] = access.read(first + i * kVectorStep);
+    other[i] = access.read(second + i * kVectorStep);
   }
 #pragma unroll
-  for (int i = 0; i < kUnroll; ++i) access.store(out + i * kVectorStep, sum_of_two<Type>(one[i], other[i]));
+  for (int i = 0; i < kUnroll; ++i) access.write(out + i * kVectorStep, sum_of_two<Type>(one[i], other[i]));
 }
 
 /// The same for any ranks and any bias, from byte `at` on. Lane r holds rank r's row where bit r of `ranks` is set; a lane
@@ -198,13 +198,13 @@ __device__ __forceinline__ void sum_any(const Access& access, const RowFrame& fr
     if (!mine) continue;
     uint4 values[kUnroll];
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i) values[i] = access.load(from + i * kVectorStep);
+    for (int i = 0; i < kUnroll; ++i) values[i] = access.read(from + i * kVectorStep);
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) sums[i].add(values[i]);
   }
   if (!mine) return;
 #pragma unroll
-  for (int i = 0; i < kUnroll; ++i) access.store(frame.out + at + i * kVectorStep, sums[i].rounded());
+  for (int i = 0; i < kUnroll; ++i) access.write(frame.out + at + i * kVectorStep, sums[i].rounded());
 }
 
 /// One warp, two ranks: long steps, short ones, the end. 28 vectors a lane in a row of 14 KiB.
