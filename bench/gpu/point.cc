@@ -70,6 +70,11 @@ std::vector<Point> parse_points(const std::string& text, const std::vector<std::
     Point point;
     point.ops = default_ops;
     for (const std::string& field : split(part, ' ')) set(point, field);
+    for (const std::string& op : point.ops) {
+      if (std::find(default_ops.begin(), default_ops.end(), op) == default_ops.end()) {
+        throw std::invalid_argument("no operation named " + op + " here");
+      }
+    }
     points.push_back(std::move(point));
   }
   return points;

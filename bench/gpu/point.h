@@ -27,7 +27,7 @@ struct Point {
   workload::Batch batch(int num_ranks) const;
 };
 
-/// Points, separated by ';'. @throws std::invalid_argument
+/// Points, separated by ';'; `default_ops` are all there are. @throws std::invalid_argument
 std::vector<Point> parse_points(const std::string& text, const std::vector<std::string>& default_ops);
 
 }  // namespace anyep::bench

@@ -1,0 +1,77 @@
+"""bench/run_gpu and bench/gpu_table.py, with a program in the benchmark's place that knows what it would measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+PROGRAM = """#!{python}
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+common = {{"gpu": "NVIDIA H100 80GB HBM3", "gpus": 2, "cuda_driver": 13000, "version": "0.1.0+abc"}}
+shape = {{"tokens": 4096, "hidden": 7168, "topk": 8, "experts": 256, "routing": "uniform:1", "ranks": 2, "sms": 16}}
+with open(given["--out"], "a") as out:
+    def put(**fields):
+        out.write(json.dumps(fields | common) + "\\n")
+    for sms, us in ((14, 180.0), (16, 170.0), (20, 100.0)):
+        put(who="probe", kind="ht", op="push", dtype="bf16", order="tickets", probe_sms=sms, wrong=0, us=[us] * 3, **shape)
+    put(who="probe", kind="ht", op="ceiling", order="push", ranks=2, probe_sms=16, row_bytes=7168, wrong=0, gbs=[340.0])
+    put(who="anyep", kind="ht", op="dispatch_cached", dtype="bf16", memory="window", wire_rows=4082, logical_rows=8163,
+        row_bytes=14336, wrong={wrong}, us=[{us}, {us} + 1, {us} + 9], host_us=[7.0], idle_us=[], **shape)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    def go(us: float, wrong: int = 0) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
+        for name, text in (
+            ("anyep_bench_gpu", PROGRAM.format(python=sys.executable, us=us, wrong=wrong)),
+            ("nvidia-smi", "#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 580.1\\nNVIDIA H100 80GB HBM3, 580.1\\n'\n"),
+        ):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        command = [sys.executable, str(BENCH / "run_gpu"), str(tmp_path), "--part", "bars", "--results", str(tmp_path / "results")]
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        (file,) = (tmp_path / "results").glob("*.jsonl")
+        return done, [json.loads(line) for line in file.read_text().splitlines()]
+
+    return go
+
+
+def test_a_figure_is_measured_against_the_fastest_pattern_with_as_many_sms(run):
+    done, records = run(173.0)
+    (record,) = [one for one in records if one["op"] == "dispatch_cached"]
+    assert done.returncode == 0, done.stderr
+    assert record["us_p50"] == 174.0 and record["starts"] == 3 and record["iters"] == 9
+    assert record["pattern_us"] == 170.0 and record["times"] == 1.0235 and record["pass"]  # not that of 20 SMs
+    assert record["bar"] == {"yardstick": "push", "bar": 1.04, "goal": 1.01, "peer_us": 281, "p99": 1.15}
+    assert record["gpu"] == "NVIDIA H100 80GB HBM3" and record["count"] == 2 and record["cuda"] == "13.0"
+    assert record["wire_gbs"] == pytest.approx(4082 * 14336 / 174.0e3, abs=0.1)
+
+
+def test_a_missed_bar_is_no_error_and_a_wrong_value_is(run):
+    done, records = run(190.0)
+    assert done.returncode == 0 and "MISSED" in done.stdout
+    assert [one["pass"] for one in records if "pass" in one] == [False]
+
+
+def test_wrong_values_fail_the_run(run):
+    done, _ = run(173.0, wrong=2)
+    assert done.returncode == 1 and "WRONG (6 elements)" in done.stdout
+
+
+def test_the_table_of_the_readme_comes_from_records(run, tmp_path: Path):
+    run(173.0)
+    files = [str(file) for file in (tmp_path / "results").glob("*.jsonl")]
+    done = subprocess.run([sys.executable, str(BENCH / "gpu_table.py"), "--print", *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| dispatch BF16, cached handle | 174 (1.02) | 281 |" in done.stdout
+    assert "./dev bench gpu --part bars" in done.stdout
