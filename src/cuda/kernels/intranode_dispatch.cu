@@ -132,7 +132,7 @@ void launch_dispatch(const DispatchParams& params, int num_sms, cudaStream_t str
       .shared_bytes =
           bulk ? std::size_t{a.plan.stage_bytes} * kRowStages * static_cast<std::size_t>(a.plan.row_warps) : 0,
       .stream = stream,
-      .early = params.behind_notify};
+      .early = params.behind_notify && device.bulk_copies};
   (bulk ? kBulkDispatch : kPlainDispatch)(shape, a);
 }
 
