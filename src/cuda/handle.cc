@@ -41,6 +41,7 @@ DeviceHandle::DeviceHandle(std::shared_ptr<Rank> rank, const HandleArrays& array
   final_place_ = place_data;
   has_final_place = true;
   source_ = arrays.source.as<std::int32_t>();
+  has_source_ = true;
   source_rows_ = arrays.source.shape[0];
   tokens_per_range = static_cast<int>(std::max<std::int64_t>(num_tokens_, 1));
 }
@@ -69,7 +70,7 @@ TensorView DeviceHandle::place() {
 }
 
 TensorView DeviceHandle::source() {
-  if (source_ == nullptr) {
+  if (!has_source_) {
     core::throw_error(ErrorCode::kState, "source",
                       "on GPUs the source tokens arrive with the rows: they "
                       "are known after the first dispatch");
@@ -78,13 +79,13 @@ TensorView DeviceHandle::source() {
 }
 
 std::uint64_t DeviceHandle::source_for(const std::shared_ptr<Rank>& rank, std::int64_t rows) {
-  const bool is_own = source_ == nullptr || source_block_;
-  if (!is_own) return Grant::kNone;  // an adopted handle has its own
-  if (source_ == nullptr || source_rows_ < rows || source_rank_ != rank.get()) {
+  if (has_source_ && !source_block_) return Grant::kNone;  // an adopted handle has its own
+  if (!has_source_ || source_rows_ < rows || source_rank_ != rank.get()) {
     source_block_ = rank->allocate(bytes_of(rows), "dispatch", "source indices", Rank::Store::kHandles);
     source_ = reinterpret_cast<const std::int32_t*>(source_block_.data());
     source_rows_ = rows;
     source_rank_ = rank.get();
+    has_source_ = true;
   }
   return source_block_.offset();
 }

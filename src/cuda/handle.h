@@ -29,7 +29,7 @@ class DeviceHandle final : public DeviceArrays {
   /// Where peers write `rows` source indices, in the window of the rank that dispatches: a handle serves other engines too.
   std::uint64_t source_for(const std::shared_ptr<Rank>& rank, std::int64_t rows);
   const std::int32_t* source_data() const { return source_; }
-  bool has_source() const { return source_ != nullptr; }
+  bool has_source() const { return has_source_; }
   std::int64_t source_rows() const { return source_rows_; }
 
   // What the kernels of notify fill.
@@ -45,6 +45,7 @@ class DeviceHandle final : public DeviceArrays {
   std::shared_ptr<const void> owner_;
   std::int32_t* final_place_ = nullptr;
   const std::int32_t* source_ = nullptr;
+  bool has_source_ = false;
   std::int64_t source_rows_ = 0;
 };
 

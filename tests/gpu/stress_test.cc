@@ -38,18 +38,19 @@ class StressRank {
     topology.device = topology.rank % num_gpus;
     must(cudaSetDevice(topology.device));
     must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    Budget budget;
-    budget.rows_bytes = std::int64_t{96} << 20;
-    Tuning tuning = Tuning::from_environment();
-    tuning.timeout = std::chrono::seconds(20);
-    engine_.emplace_back(Engine::create(budget, topology, tuning, bootstrap));
     ids_ = device_array<std::int64_t>(kMostTokens * kMostTopK);
     x_ = device_array<std::uint16_t>(static_cast<std::size_t>(kMostTokens) * kMostHidden);
     copy_ = device_array<std::uint16_t>(static_cast<std::size_t>(kMostTokens) * kMostHidden * 8);
     out_ = device_array<std::uint16_t>(static_cast<std::size_t>(kMostTokens) * kMostHidden);
     wrong_ = device_array<std::uint64_t>(1);
-    must(cudaMemset(wrong_, 0, 8));
-    must(cudaDeviceSynchronize());
+    must(cudaMemsetAsync(wrong_, 0, 8, stream_));
+    must(cudaStreamSynchronize(stream_));
+    // Last: from here on kernels of other ranks on this GPU may wait for this one, and so would calls that wait for the GPU.
+    Budget budget;
+    budget.rows_bytes = std::int64_t{96} << 20;
+    Tuning tuning = Tuning::from_environment();
+    tuning.timeout = std::chrono::seconds(20);
+    engine_.emplace_back(Engine::create(budget, topology, tuning, bootstrap));
   }
   ~StressRank() {
     for (void* memory : {static_cast<void*>(ids_), static_cast<void*>(x_), static_cast<void*>(copy_),
@@ -124,8 +125,8 @@ class StressRank {
 
   std::uint64_t wrong() {
     std::uint64_t count = 0;
+    must(cudaMemcpyAsync(&count, wrong_, 8, cudaMemcpyDeviceToHost, stream_));
     must(cudaStreamSynchronize(stream_));
-    must(cudaMemcpy(&count, wrong_, 8, cudaMemcpyDeviceToHost));
     return count;
   }
 
