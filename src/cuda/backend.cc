@@ -58,6 +58,7 @@ std::shared_ptr<Handle::State> CudaBackend::adopt(const HandleArrays& arrays, st
 
 Layout CudaBackend::layout(const Shape& shape, const Routing& routing, StreamRef stream) {
   const DeviceGuard guard(rank_->device());
+  rank_->must_be_on_device("layout", "routing.experts", routing.experts);
   const auto ranks = static_cast<std::size_t>(rank_->num_ranks());
   const auto experts = static_cast<std::size_t>(shape.num_experts);
   const auto tokens = static_cast<std::size_t>(routing.experts.shape[0]);
@@ -86,6 +87,10 @@ Layout CudaBackend::layout(const Shape& shape, const Routing& routing, StreamRef
 
 void CudaBackend::layout_into(const Shape& shape, const Routing& routing, const LayoutArrays& out, StreamRef stream) {
   const DeviceGuard guard(rank_->device());
+  rank_->must_be_on_device("layout", "routing.experts", routing.experts);
+  rank_->must_be_on_device("layout", "out.tokens_per_rank", out.tokens_per_rank);
+  rank_->must_be_on_device("layout", "out.pairs_per_expert", out.pairs_per_expert);
+  rank_->must_be_on_device("layout", "out.token_in_rank", out.token_in_rank);
   LayoutParams params = layout_params(shape, routing, rank_->num_ranks());
   params.tokens_per_rank = out.tokens_per_rank.as<std::int32_t>();
   params.pairs_per_expert = out.pairs_per_expert.as<std::int32_t>();

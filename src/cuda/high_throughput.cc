@@ -53,6 +53,18 @@ SideField side_field(const TensorView& view) {
   return field;
 }
 
+void must_be_on_device(Rank& rank, const backend::Call& call, const char* name, const Rows& rows) {
+  const bool in = name[0] == 'x';
+  const auto check = [&](const char* field, const TensorView& view) {
+    if (view.given()) rank.must_be_on_device(call.op, field, view);
+  };
+  check(in ? "x.x" : "out.x", rows.x);
+  check(in ? "x.scales" : "out.scales", rows.scales);
+  check(in ? "x.experts" : "out.experts", rows.experts);
+  check(in ? "x.weights" : "out.weights", rows.weights);
+  for (const TensorView& extra : rows.extra) check(in ? "x.extra" : "out.extra", extra);
+}
+
 Grant no_grant(std::uint64_t room) {
   Grant grant{Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, Grant::kNone, {}, room, 0};
   std::fill(std::begin(grant.extra), std::end(grant.extra), Grant::kNone);
@@ -86,6 +98,9 @@ void CudaBackend::route(const backend::Call& call, const backend::RouteCall& rou
   const DeviceGuard guard(rank_->device());
   Handle::State& state = *route.handle;
   const auto tokens = static_cast<int>(state.num_tokens);
+  rank_->must_be_on_device(call.op, "routing.experts", route.routing.experts);
+  rank_->must_be_on_device(call.op, "routing.ranks", route.routing.ranks);
+  rank_->must_be_on_device(call.op, "routing.pairs_per_expert", route.routing.pairs_per_expert);
   const int ranges = notify_ranges(tokens, sms(call));
   const Rank::Launch launch = rank_->begin(call);
   const auto handle = std::make_shared<DeviceHandle>(rank_, tokens, ranges);
@@ -124,6 +139,8 @@ void CudaBackend::route(const backend::Call& call, const backend::RouteCall& rou
 void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCall& dispatch) {
   const DeviceGuard guard(rank_->device());
   DeviceHandle& handle = device_handle(call, *dispatch.handle);
+  must_be_on_device(*rank_, call, "x", dispatch.x);
+  must_be_on_device(*rank_, call, "out", dispatch.out);
   const Rank::Launch launch = rank_->begin(call);
   DispatchParams params;
   CopyRowsParams copies;
@@ -194,6 +211,11 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
 void CudaBackend::combine(const backend::Call& call, const backend::CombineCall& combine) {
   const DeviceGuard guard(rank_->device());
   DeviceHandle& handle = device_handle(call, *combine.handle);
+  rank_->must_be_on_device(call.op, "in.x", combine.in.x);
+  rank_->must_be_on_device(call.op, "in.weights", combine.in.weights);
+  rank_->must_be_on_device(call.op, "in.bias[0]", combine.in.bias[0]);
+  rank_->must_be_on_device(call.op, "in.bias[1]", combine.in.bias[1]);
+  must_be_on_device(*rank_, call, "out", combine.out);
   const Rank::Launch launch = rank_->begin(call);
   const TensorView& x = combine.in.x;
   CombineParams params;

@@ -26,6 +26,20 @@ void must_fit(const Rank& rank, const backend::LowLatencyCall& op, const low_lat
                        rank.layout().low_latency_bytes, "low_latency_bytes_for() tells what a shape needs.");
 }
 
+void must_be_on_device(Rank& rank, const backend::LowLatencyCall& op, const char* x_name) {
+  const auto check = [&](const char* name, const TensorView& view) { rank.must_be_on_device(op.call.op, name, view); };
+  check(x_name, op.x);
+  check("routing.experts", op.routing.experts);
+  check("routing.weights", op.routing.weights);
+  check("slabs.x", op.slabs.x);
+  check("slabs.scales", op.slabs.scales);
+  check("slabs.counts", op.slabs.counts);
+  check("slabs.source", op.slabs.source);
+  check("slabs.range", op.slabs.range);
+  check("options.received", op.options.received);
+  check("options.waited", op.options.waited);
+}
+
 /// What both ops of low latency have in common.
 low_latency::CallParams call_params(const Rank& rank, const backend::LowLatencyCall& op, int halves) {
   low_latency::CallParams call;
@@ -60,6 +74,7 @@ std::int64_t row_stride(const TensorView& view, std::int64_t hidden) {
 
 void CudaBackend::launch_low_latency_dispatch(backend::LowLatencyCall& op, int halves, Rank::Half half) {
   const DeviceGuard guard(rank_->device());
+  must_be_on_device(*rank_, op, "x");
   const int local = static_cast<int>(core::most_local_experts(op.shape.num_experts, rank_->num_ranks()));
   must_fit(*rank_, op,
            low_latency::dispatch_cut(op.shape.hidden, op.options.wire != Wire::kBF16, local, op.shape.top_k,
@@ -90,6 +105,7 @@ void CudaBackend::launch_low_latency_dispatch(backend::LowLatencyCall& op, int h
 
 void CudaBackend::launch_low_latency_combine(backend::LowLatencyCall& op, int halves, Rank::Half half) {
   const DeviceGuard guard(rank_->device());
+  must_be_on_device(*rank_, op, "out");
   const int local = static_cast<int>(core::most_local_experts(op.shape.num_experts, rank_->num_ranks()));
   const bool exact = rank_->group().tuning().exact_combine;
   const bool logfmt = op.options.wire == Wire::kLogFMT;

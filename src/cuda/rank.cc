@@ -41,8 +41,7 @@ constexpr std::uint64_t kLeaveNs = 2'000'000'000;
 
 }  // namespace
 
-// ---- events of ops
-// -------------------------------------------------------------------------------------------------
+// ---- events of ops ------------------------------------------------------------------------------------------------
 
 /// Done when the stream has passed it; then throws what the op's kernels have
 /// left behind.
@@ -97,8 +96,7 @@ class StreamEvent final : public anyep::Event::State {
   std::function<void()> verify_;
 };
 
-// ---- blocks
-// --------------------------------------------------------------------------------------------------------
+// ---- blocks -------------------------------------------------------------------------------------------------------
 
 Block& Block::operator=(Block&& other) noexcept {
   Block old(std::move(*this));
@@ -116,8 +114,7 @@ std::byte* Block::data() const {
   return rank_->own(offset_);
 }
 
-// ---- life
-// ----------------------------------------------------------------------------------------------------------
+// ---- life ---------------------------------------------------------------------------------------------------------
 
 std::shared_ptr<Rank> Rank::create(const Budget& budget, const Topology& topology, const Tuning& tuning,
                                    Bootstrap& bootstrap) {
@@ -246,8 +243,7 @@ std::byte* Rank::combine_buffer(std::uint64_t bytes) {
   return combine_buffer_;
 }
 
-// ---- memory
-// --------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------------------------
 
 Block Rank::allocate(std::uint64_t bytes, const char* op, const char* what, Store store) {
   const std::lock_guard lock(mutex_);
@@ -315,8 +311,28 @@ PagePointer Rank::take_page() {
   });
 }
 
-// ---- ops
-// -----------------------------------------------------------------------------------------------------------
+void Rank::must_be_on_device(const char* op, const char* name, const TensorView& view) {
+  if (view.data == nullptr || view.num_elements() == 0) return;
+  const auto address = reinterpret_cast<std::uintptr_t>(view.data);
+  const std::uintptr_t granule = address >> 21;  // 2 MiB: device memory of different kinds shares none
+  std::uintptr_t& known = known_[granule % known_.size()];
+  if (known == granule) return;
+  const OutsideCapture outside;
+  cudaPointerAttributes attributes{};
+  const cudaError_t status = cudaPointerGetAttributes(&attributes, view.data);
+  if (status != cudaSuccess) (void)cudaGetLastError();
+  const bool host = status != cudaSuccess || attributes.type == cudaMemoryTypeUnregistered;
+  const bool reachable = !host && (attributes.type != cudaMemoryTypeDevice || attributes.device == device_);
+  if (!reachable) {
+    core::throw_argument(op, name,
+                         host ? fmt::format("host memory at {}", view.data)
+                              : fmt::format("memory of GPU {} at {}", attributes.device, view.data),
+                         fmt::format("memory of GPU {}, this rank's", device_));
+  }
+  if (attributes.type == cudaMemoryTypeDevice) known = granule;
+}
+
+// ---- ops ----------------------------------------------------------------------------------------------------------
 
 protocol::FaultRecord* Rank::next_record(bool captured) {
   if (captured) {

@@ -90,6 +90,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   /// Offset of [data, data + bytes) in the own window's heap; Grant::kNone = it lies elsewhere.
   std::uint64_t offset_of(const void* data, std::uint64_t bytes) const;
   PagePointer take_page();
+  /// A kernel that touched memory of another kind would cost the process its context. @throws Error kArgument
+  void must_be_on_device(const char* op, const char* name, const TensorView& view);
 
   // ---- ops ----
   /// One op is put on its stream: announced to the peers, ordered behind the op before it.
@@ -157,6 +159,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
 
   mutable std::recursive_mutex mutex_;  ///< guards what follows: blocks and pages come back from any thread
   std::vector<CountsPage*> free_pages_;
+  std::array<std::uintptr_t, 256> known_{};  ///< granules of addresses that were found to be this GPU's
   std::deque<InFlight> in_flight_;
   std::vector<InFlight> captured_;
   std::vector<Block> temporary_;
