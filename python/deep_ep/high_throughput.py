@@ -107,7 +107,7 @@ class Payload:
         x, scales = self.x, self.scales
         hidden = x.shape[-1]
         known = self.code is not None and x.dim() == 2 and (scales is None or scales.dim() == 2)
-        if self.device >= 0:
+        if engine._gpu is not None:
             make = engine._gpu.rows if in_window else engine._gpu.new
             out = make((num_rows, hidden), x.dtype)
             out_scales = None if scales is None else make((num_rows, *scales.shape[1:]), scales.dtype)

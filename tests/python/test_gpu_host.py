@@ -1,0 +1,323 @@
+"""What the packages do for GPUs on the host, without one: streams, views, memory that torch's allocator takes from a window, and
+deep_ep's calls for GPUs on CPU ranks that play them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import anyep
+from anyep import _gpu, _native
+from anyep.arrays import view
+from deep_ep import EventHandle, EventOverlap
+from deep_ep import gpu as deep_ep_gpu
+from deep_ep import high_throughput, streams
+from engines import IDS, on_ranks, rows_expected, tokens_of
+
+SUM_OF_IDS = torch.tensor(IDS)
+
+
+# ---- where an engine lies
+
+
+class Stream:
+    def __init__(self, number):
+        self.cuda_stream = number
+
+
+def test_streams_by_number():
+    cupy = types.SimpleNamespace(ptr=5)
+    protocol = types.SimpleNamespace(__cuda_stream__=lambda: (0, 6))
+    assert [_gpu.number_of(stream) for stream in (0, 7, Stream(4), cupy, protocol)] == [0, 7, 4, 5, 6]
+    with pytest.raises(TypeError, match="CUDA stream"):
+        _gpu.number_of("side")
+
+
+def test_the_device_of_an_engine(monkeypatch):
+    monkeypatch.delenv("ANYEP_BACKEND", raising=False)
+    assert _gpu.device_of(None, None) == -1
+    assert [_gpu.device_of(device, None) for device in (-1, "cpu", torch.device("cpu"), 3, "cuda:2", torch.device("cuda", 1))
+            ] == [-1, -1, -1, 3, 2, 1]
+    for wrong in (-2, "mps", "nothing"):
+        with pytest.raises(anyep.ArgumentError, match="device"):
+            _gpu.device_of(wrong, None)
+    monkeypatch.setenv("ANYEP_BACKEND", "cpu")
+    assert _gpu.device_of(3, None) == -1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.delenv("ANYEP_BACKEND", raising=False)
+    with pytest.raises(anyep.UnsupportedError, match="torch sees no GPU"):
+        anyep.Engine.create(None, rows_bytes=1 << 20, device=0)
+
+
+def test_cpu_ranks_have_no_streams():
+    with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
+        assert engine.device == -1
+        with pytest.raises(anyep.ArgumentError, match="stream"):
+            engine.route(SUM_OF_IDS, 8, stream=1)
+
+
+# ---- views
+
+
+def on_gpu(array, device=0):
+    interface = {"data": (array.ctypes.data, False), "shape": array.shape, "strides": array.strides,
+                 "typestr": array.dtype.str, "version": 3}
+    return types.SimpleNamespace(__cuda_array_interface__=interface, device=types.SimpleNamespace(id=device),
+                                 dtype=array.dtype, shape=array.shape)
+
+
+def test_cuda_array_interface():
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2]
+    seen = view("dispatch", "x", on_gpu(array), 0)
+    assert (seen.address, seen.dtype, seen.shape, seen.strides) == (array.ctypes.data, "float32", (4, 3), (6, 2))
+    bits = np.zeros((2, 8), dtype=np.uint16)
+    typed = view("dispatch", "x", anyep.Typed(on_gpu(bits), "bfloat16"), 0)
+    assert typed.dtype == "bfloat16" and typed.strides == (8, 1)
+
+
+@pytest.mark.parametrize("array, device, allowed", [
+    (on_gpu(np.zeros((2, 2), np.float32)), -1, "CPU"), (on_gpu(np.zeros((2, 2), np.float32)), 1, "GPU 1"),
+    (torch.zeros(2, 2), 0, r"GPU 0 \(cuda:0\)"), (torch.zeros(2, 2, device="meta"), 0, "GPU 0"),
+    (np.zeros((2, 2), np.float32), 0, "GPU")], ids=["gpu for cpu", "other gpu", "torch", "meta", "numpy"])
+def test_tensors_elsewhere_are_refused(array, device, allowed):
+    with pytest.raises(anyep.ArgumentError, match=rf"dispatch: x = .*allowed: .*{allowed}") as caught:
+        view("dispatch", "x", array, device)
+    assert caught.value.argument == "x"
+
+
+# ---- memory
+
+
+def test_torchs_allocator_takes_memory_from_the_window():
+    library = ctypes.CDLL(_native.__file__)
+    allocate, free = getattr(library, _native.ALLOCATE), getattr(library, _native.FREE)
+    allocate.restype, allocate.argtypes = ctypes.c_void_p, (ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
+    free.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
+    assert allocate(64, 0, None) is None and "no engine" in _native.refusal()
+    with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
+        window = engine._native.memory(False, 0, 8 << 20)
+        freed = _native.num_freed()
+        _native.allocate_from(engine._native)
+        try:
+            first, second = allocate(1 << 20, 0, None), allocate(1 << 20, 0, None)
+            assert allocate(1 << 30, 0, None) is None and "need" in _native.refusal()
+        finally:
+            _native.allocate_from(None)
+        assert all(window.address <= address < window.address + window.bytes for address in (first, second))
+        assert abs(first - second) >= 1 << 20
+        ctypes.memset(second, 7, 1 << 20)
+        free(first, 1 << 20, 0, None)
+        free(0x1000, 1, 0, None)  # of nobody
+        assert _native.num_freed() == freed + 1
+    free(second, 1 << 20, 0, None)  # behind the engine's end
+    assert _native.num_freed() == freed + 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_pools_there_is_ordinary_memory():
+    with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
+        pool = _gpu.WindowPool(engine._native, 0)
+        assert pool.empty((4, 4), torch.float32, 64, torch.device("cpu")) is None
+        assert pool.empty((4, 4), torch.float32, 64, torch.device("cpu")) is None
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device", ctypes.c_int32), ("ndim", ctypes.c_int32),
+                ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+                ("byte_offset", ctypes.c_uint64)]
+
+
+def tensor_of(capsule):
+    """What another library would make of a capsule, as a copy."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    shown = ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents
+    assert (shown.device_type, shown.code, shown.bits, shown.lanes, shown.byte_offset) == (2, 0, 32, 1, 0)
+    shape, strides = ([array[dim] for dim in range(shown.ndim)] for array in (shown.shape, shown.strides))
+    words = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides)) if 0 not in shape else 0
+    memory = (ctypes.c_int32 * words).from_address(shown.data) if words else []
+    return torch.tensor(list(memory), dtype=torch.int32).as_strided(shape, strides)
+
+
+# ---- deep_ep's calls for GPUs, on CPU ranks that play them
+
+
+class Played:
+    """The native engine of a CPU rank, with what only GPUs have."""
+
+    def __init__(self, native):
+        self._native = native
+
+    def __getattr__(self, name):
+        return getattr(self._native, name)
+
+    def route(self, *arguments):
+        handle = self._native.route(*arguments)
+        handle.num_rows()  # what follows looks at arrays, for which a CPU rank would wait with the interpreter's lock
+        return handle
+
+    def adopt(self, rows_until, place, source, tokens, stream):
+        return _native.Handle.adopt(self._native.num_ranks, self._native.rank, rows_until, place, source, tokens)
+
+
+def play(engine):
+    engine._native = Played(engine._native)
+    empty = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: E731
+    engine._gpu = types.SimpleNamespace(device=-1, stream=lambda: 0, is_capturing=lambda: False, new=empty, rows=empty,
+                                        torch_device=torch.device("cpu"), pool=types.SimpleNamespace(close=lambda: None))
+    return types.SimpleNamespace(gpu=engine._gpu, rows_in_window=lambda: True)
+
+
+@pytest.mark.parametrize("worst", [0, 40])
+def test_calls_for_gpus(monkeypatch, worst):
+    monkeypatch.setattr(deep_ep_gpu, "_from_dlpack", tensor_of)
+
+    def body(engine):
+        counts, pairs, there = engine.layout(torch.tensor(IDS), 8)
+        runtime = play(engine)
+        ids, weights = torch.tensor(IDS), torch.ones(5, 2)
+        x = tokens_of(engine.rank, torch.bfloat16)
+
+        def place():
+            return deep_ep_gpu.place_of(high_throughput.DISPATCH, runtime, None, False, False)
+
+        got, got_ids, got_weights, count_list, handle, end = deep_ep_gpu.routed_dispatch(
+            runtime, engine, place(), x, (counts, there, pairs), ids, weights, 1, worst, 1)
+        engine.barrier()
+        expected = rows_expected(engine.rank)
+        count = len(expected)
+        assert end.event is None and got.shape == (worst or count, 32) and (count_list == []) == bool(worst)
+        for row, (source, token) in enumerate(expected):
+            assert torch.equal(got[row], tokens_of(source, torch.bfloat16)[token])
+        assert bool((got_ids[count:] == -1).all()) and got_weights.shape == (worst or count, 2)
+        prefix = [sum(source <= rank for source, _ in expected) for rank in range(4)]
+        assert handle[0].shape == (4, 4) and handle[0][:, engine.rank].tolist() == prefix
+        assert handle[1].tolist() == [[5]] * 4 and handle[2] is handle[1] and handle[4] is there
+        assert handle[3][:count].tolist() == [token for _, token in expected]
+        if worst:  # a CPU rank's handle has as many source tokens as rows, a GPU's as the dispatch had room for
+            return
+        for form in (handle, [tensor.clone() for tensor in handle]):
+            again, *rest = deep_ep_gpu.cached_dispatch(runtime, engine, place(), x, form, 1)
+            sums, sums_of_weights, _ = deep_ep_gpu.combine(engine, place(), got, form, got_weights, (None, x), 1)
+            engine.barrier()
+            assert rest[:4] == [None] * 4 and torch.equal(again, got)
+            ranks = there.sum(dim=1, keepdim=True).float()
+            assert torch.equal(sums, (x.float() * (ranks + 1)).to(torch.bfloat16))
+            assert sums_of_weights.shape == (5, 2)
+        for broken in (handle[:5], (handle[0][:2], *handle[1:]), (*handle[:5], handle[5].long())):
+            with pytest.raises(anyep.ArgumentError, match="handle"):
+                deep_ep_gpu.cached_dispatch(runtime, engine, place(), x, broken, 1)
+
+    on_ranks(4, body)
+
+
+def test_exact_sizes_are_refused_in_a_capture():
+    with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
+        counts, pairs, there = engine.layout(torch.tensor(IDS), 8)
+        runtime = play(engine)
+        engine._gpu.is_capturing = lambda: True
+        with pytest.raises(anyep.UnsupportedError, match="num_worst_tokens"):
+            deep_ep_gpu.routed_dispatch(runtime, engine, streams.Place(runtime, None, False, False), torch.zeros(5, 32),
+                                        (counts, there, pairs), None, None, 1, 0, 1)
+
+
+# ---- who waits for whom
+
+
+class FakeStream(Stream):
+    def __init__(self, name, log):
+        super().__init__(name)
+        self._log = log
+
+    def wait_stream(self, other):
+        self._log.append((self.cuda_stream, "waits for", other.cuda_stream))
+
+    def wait_event(self, event):
+        self._log.append((self.cuda_stream, "waits for", event))
+
+
+class FakeEvent:
+    def __init__(self, log):
+        self._log = log
+
+    def wait(self, stream):
+        self._log.append((stream, "waits for", "the operation"))
+
+
+class FakeTensor:
+    def __init__(self, name, log):
+        self._name, self._log = name, log
+
+    def record_stream(self, stream):
+        self._log.append((stream.cuda_stream, "uses", self._name))
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    log = []
+    caller, queue = FakeStream("S", log), FakeStream("Q", log)
+    fake = types.SimpleNamespace(current_stream=lambda *_: caller, Event=type("Event", (), {}), capturing=False,
+                                 stream=lambda stream: contextlib.nullcontext(log.append(("now", "is", stream.cuda_stream))))
+    fake.is_current_stream_capturing = lambda: fake.capturing
+    monkeypatch.setattr(streams, "torch", types.SimpleNamespace(cuda=fake))
+    runtime = types.SimpleNamespace(gpu=types.SimpleNamespace(device=0, stream=lambda: "S"), get_comm_stream=lambda: queue)
+    return types.SimpleNamespace(log=log, runtime=runtime, caller=caller, queue=queue, cuda=fake)
+
+
+def one_operation(fakes, before=None, async_finish=False, on_comm_stream=False):
+    place = streams.Place(fakes.runtime, before, async_finish, on_comm_stream)
+    with place:
+        fakes.log.append((place.number, "runs", "the operation"))
+    return place.finish(high_throughput.DISPATCH, FakeEvent(fakes.log), (FakeTensor("input", fakes.log), None),
+                        (FakeTensor("output", fakes.log), None))
+
+
+RUN, USES = ("Q", "runs", "the operation"), ("S", "uses", "output")
+
+
+def test_synchronous_calls_run_on_the_callers_stream(fakes):
+    assert one_operation(fakes).event is None
+    assert fakes.log == [("S", "runs", "the operation")]
+
+
+def test_asynchronous_calls_run_on_the_comm_stream(fakes):
+    assert one_operation(fakes, async_finish=True).event is not None
+    assert fakes.log == [("Q", "waits for", "S"), ("now", "is", "Q"), RUN, USES, ("Q", "uses", "input")]
+
+
+def test_a_previous_event_replaces_the_wait_for_the_caller(fakes):
+    before = EventHandle()
+    before._recorded = "an event"
+    assert one_operation(fakes, before).event is None
+    assert fakes.log == [("Q", "waits for", "an event"), ("now", "is", "Q"), RUN, USES, ("S", "waits for", "the operation")]
+    fakes.log.clear()
+    assert one_operation(fakes, before, True, True).event is not None
+    assert fakes.log == [("Q", "waits for", "an event"), ("now", "is", "Q"), RUN, ("Q", "uses", "input")]
+
+
+def test_in_a_capture_the_event_holds_what_the_operation_uses(fakes):
+    fakes.cuda.capturing = True
+    event = one_operation(fakes, async_finish=True)
+    assert ("Q", "uses", "input") not in fakes.log
+    assert [tensor._name for tensor in event.event._keep if tensor is not None] == ["input", "output"]
+
+
+def test_the_comm_stream_may_be_the_current_one(fakes):
+    fakes.cuda.current_stream = lambda *_: fakes.queue
+    one_operation(fakes, async_finish=True)
+    assert fakes.log == [("now", "is", "Q"), RUN]
+
+
+def test_outputs_on_the_comm_stream_need_an_event_before_and_after():
+    for event, async_finish in ((None, True), (EventOverlap(None), True), (EventOverlap(EventHandle()), False)):
+        with pytest.raises(anyep.ArgumentError, match="allocate_on_comm_stream"):
+            deep_ep_gpu.place_of(high_throughput.COMBINE, None, event, async_finish, True)
