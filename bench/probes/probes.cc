@@ -161,11 +161,11 @@ double Probes::copy_gbs(int row_bytes, probes::Direction direction, int sms) {
 }
 
 std::vector<int> Probes::step_blocks(int rows, int num_ranks, int num_gpus) {
+  constexpr int kMostRowsOfBlock = 16;  // with more to push one after another, a block is never best
   std::vector<int> blocks;
   for (const int count : {1, 8, 32, 128}) {
-    if ((rows >= count || (rows <= 1 && count == 1)) && count * num_ranks <= probes::Step::kMostBlocks * num_gpus) {
-      blocks.push_back(count);
-    }
+    const bool useful = (rows >= count || (rows <= 1 && count == 1)) && rows <= count * kMostRowsOfBlock;
+    if (useful && count * num_ranks <= probes::Step::kMostBlocks * num_gpus) blocks.push_back(count);
   }
   return blocks;
 }

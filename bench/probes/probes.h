@@ -65,7 +65,7 @@ class Probes {
   }
   cudaGraphExec_t step_graph(probes::StepForm form, int row_bytes, int rows, int blocks);  ///< local
   double empty_step();
-  /// Numbers of blocks with which the step is tried: no more than rows, and all blocks resident.
+  /// Numbers of blocks with which the step is tried: no more than rows, and all blocks resident. The best is among them.
   static std::vector<int> step_blocks(int rows, int num_ranks, int num_gpus);
 
   /// Runs each once and counts what arrived wrongly, on all ranks. Collective.
