@@ -130,6 +130,13 @@ std::unique_ptr<OwnedRows::State> CudaBackend::make_rows(std::int64_t num_rows, 
   return state;
 }
 
+std::unique_ptr<OwnedRows::State> CudaBackend::make_rows_on(std::int64_t num_rows, const Shape& shape,
+                                                            StreamRef stream) {
+  const DeviceGuard guard(rank_->device());
+  rank_->allocate_for(native(stream));
+  return make_rows(num_rows, shape);
+}
+
 TensorView CudaBackend::combine_buffer(const Shape& shape) {
   const core::ExpertBlock block = core::expert_block(shape.num_experts, rank_->num_ranks(), rank_->rank());
   const std::int64_t slots = shape.max_tokens * rank_->num_ranks();

@@ -33,6 +33,7 @@ class CudaBackend final : public backend::Backend {
   void barrier(const backend::Call&) override;
 
   std::unique_ptr<OwnedRows::State> make_rows(std::int64_t num_rows, const Shape&) override;
+  std::unique_ptr<OwnedRows::State> make_rows_on(std::int64_t num_rows, const Shape&, StreamRef) override;
   TensorView combine_buffer(const Shape&) override;
   TensorView memory(Mode, std::size_t offset, std::size_t bytes) override;
   std::shared_ptr<const void> hold_memory() override;

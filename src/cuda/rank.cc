@@ -281,6 +281,11 @@ std::optional<std::uint64_t> Rank::find_room(Heap& heap, std::uint64_t bytes, st
   return heap.allocate(bytes, lifetime);
 }
 
+void Rank::allocate_for(cudaStream_t stream) {
+  const std::lock_guard lock(mutex_);
+  capturing_ = is_capturing(stream);
+}
+
 void Rank::release(std::uint64_t offset) noexcept {
   const std::lock_guard lock(mutex_);
   heap_->release(offset, last_);

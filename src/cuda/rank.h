@@ -86,6 +86,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   enum class Store : std::uint8_t { kRows, kHandles };
   /// @throws Error kCapacity naming `what`, need and have
   Block allocate(std::uint64_t bytes, const char* op, const char* what, Store store = Store::kRows);
+  /// What is allocated before the next op begins belongs to this stream's work, which may be in a capture.
+  void allocate_for(cudaStream_t stream);
   void release(std::uint64_t offset) noexcept;
   /// Offset of [data, data + bytes) in the own window's heap; Grant::kNone = it lies elsewhere.
   std::uint64_t offset_of(const void* data, std::uint64_t bytes) const;

@@ -3,6 +3,7 @@ in all of them at once."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -47,6 +48,12 @@ class Rank:
                                                           num_ranks=self.num_ranks))
         return self._made["engine"]
 
+    def reset(self) -> None:
+        """After a failure somewhere: the next check has engines of its own. Says nothing to anybody."""
+        self._made.clear()
+        gc.collect()
+        torch.cuda.synchronize()
+
     def close(self) -> None:
         if "buffer" in self._made:
             self._made["buffer"].destroy()
@@ -59,7 +66,7 @@ def _work(rank: int, num_ranks: int, port: int, tasks: Any, answers: Any) -> Non
 
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.setdefault("ANYEP_TIMEOUT_S", "10")
+    os.environ.setdefault("ANYEP_TIMEOUT_S", "5")
     os.environ.setdefault("ANYEP_STARTUP_TIMEOUT_S", "30")
     torch.set_num_threads(1)
     torch.cuda.set_device(rank % torch.cuda.device_count())
@@ -71,6 +78,10 @@ def _work(rank: int, num_ranks: int, port: int, tasks: Any, answers: Any) -> Non
             break
         module, function, arguments = task
         try:
+            if module == "reset":
+                me.reset()
+                answers.put((rank, None, None))
+                continue
             result = getattr(importlib.import_module(module), function)(me, *arguments)
             torch.cuda.synchronize()
             answers.put((rank, None, result))
@@ -111,9 +122,20 @@ class Team:
             tasks.put((module, function, arguments))
         results, failures = self._collect(timeout_s)
         if failures:
-            self.kill()
+            print("\n".join(failures), flush=True)
+            self._reset(all_answered=len(results) == self.num_ranks)
             raise AssertionError("\n".join(failures))
         return [results[rank] for rank in range(self.num_ranks)]
+
+    def _reset(self, all_answered: bool) -> None:
+        """New engines, or new processes where one does not answer."""
+        if all_answered:
+            for tasks in self._tasks:
+                tasks.put(("reset", "", ()))
+            results, failures = self._collect(15)
+            if not failures and len(results) == self.num_ranks:
+                return
+        self.kill()
 
     def _collect(self, timeout_s: float) -> Any:
         results: Dict[int, Any] = {}
