@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <CLI/App.hpp>
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -52,18 +53,23 @@ nlohmann::ordered_json as_json(const std::vector<Finding>& findings) {
 }
 
 int examine(bool json) {
-  const std::vector<Finding> machine = probe_machine(), environment = probe_environment();
+  const std::vector<Finding> machine = probe_machine(), gpus = probe_gpus(), environment = probe_environment();
+  const bool on_gpus = std::ranges::any_of(gpus, [](const Finding& finding) {
+    return finding.verdict != Verdict::kMissing && finding.topic == "window memory";
+  });
   if (json) {
     const nlohmann::ordered_json all = {{"version", version()},
-                                        {"backend", "cpu"},
+                                        {"backend", on_gpus ? "cuda" : "cpu"},
                                         {"machine", as_json(machine)},
+                                        {"gpus", as_json(gpus)},
                                         {"environment", as_json(environment)}};
     fmt::print("{}\n", all.dump(2));
     return kExitOk;
   }
-  fmt::print("anyep {} on {}\n\n{}\nVariables\n{}\n", version(), bench::this_machine().kernel, as_text(machine),
-             as_text(environment));
-  fmt::print("Would be used: CPU ranks, as processes over sealed memory files, or as threads with --threads.\n");
+  fmt::print("anyep {} on {}\n\n{}\nGPUs\n{}\nVariables\n{}\n", version(), bench::this_machine().kernel,
+             as_text(machine), as_text(gpus), as_text(environment));
+  fmt::print("Would be used: {}CPU ranks, as processes over sealed memory files, or as threads with --threads.\n",
+             on_gpus ? "for tensors on GPUs, ranks on them; else " : "");
   return kExitOk;
 }
 

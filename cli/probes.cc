@@ -183,15 +183,6 @@ Finding mpi_copies() {
           "not used by AnyEP; decides how quick the OpenMPI baseline of `./dev bench cpu` is"};
 }
 
-Finding gpu() {
-  std::error_code ignored;
-  const bool device = std::filesystem::exists("/dev/nvidiactl", ignored);
-  const std::string driver = first_line("/proc/driver/nvidia/version");
-  if (!device && driver.empty()) return {"GPU", Verdict::kMissing, "none found", "CPU ranks are used"};
-  return {"GPU", Verdict::kMissing, driver.empty() ? "a device" : driver,
-          "this build has CPU ranks only, which are used"};
-}
-
 /// The variable's text, or nothing. @throws Error kArgument for garbage.
 std::optional<std::string> value_of(const core::EnvVariable& variable) {
   const auto text = [](auto&& value) { return value ? std::optional(fmt::format("{}", *value)) : std::nullopt; };
@@ -230,8 +221,7 @@ std::vector<Finding> probe_machine() {
                    "a budget is address space: raise `ulimit -v` or lower the budget"),
           limit_of("processes", RLIMIT_NPROC, 256, "ranks, and one or two threads per engine; raise `ulimit -u`"),
           clock_source(),
-          mpi_copies(),
-          gpu()};
+          mpi_copies()};
 }
 
 std::vector<Finding> probe_environment() {

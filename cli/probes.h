@@ -20,8 +20,10 @@ struct Finding {
   std::string advice;
 };
 
-/// Everything about this machine.
+/// Everything about this machine but its GPUs.
 std::vector<Finding> probe_machine();
+/// The GPUs that this process sees, how they reach each other, and what ranks on them would use. Starts no context.
+std::vector<Finding> probe_gpus();
 /// Every variable of ours: its value or default, and what is wrong with it.
 std::vector<Finding> probe_environment();
 

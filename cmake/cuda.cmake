@@ -15,14 +15,14 @@ endif()
 
 set(anyep_cuda 0)
 if(NOT ANYEP_CUDA STREQUAL "OFF")
-  find_package(CUDAToolkit 12.4 QUIET)
+  find_package(CUDAToolkit 12.8 QUIET)
   if(CUDAToolkit_NVCC_EXECUTABLE AND TARGET CUDA::cudart_static)
     set(anyep_cuda 1)
   elseif(ANYEP_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "ANYEP_CUDA = ON needs nvcc and the static CUDA runtime, 12.4 or later (found: ${CUDAToolkit_VERSION}). "
+    message(FATAL_ERROR "ANYEP_CUDA = ON needs nvcc and the static CUDA runtime, 12.8 or later (found: ${CUDAToolkit_VERSION}). "
                         "Set CUDAToolkit_ROOT, or build for CPU ranks with -DANYEP_CUDA=OFF")
   else()
-    message(STATUS "CUDA backend: left out, needs nvcc and the static CUDA runtime, 12.4 or later")
+    message(STATUS "CUDA backend: left out, needs nvcc and the static CUDA runtime, 12.8 or later")
   endif()
 endif()
 target_compile_definitions(anyep_flags INTERFACE ANYEP_CUDA=${anyep_cuda})
@@ -43,11 +43,7 @@ foreach(arch ${ANYEP_CUDA_ARCHS})
   if(NOT arch MATCHES "^[0-9]+[af]?$")
     message(FATAL_ERROR "ANYEP_CUDA_ARCHS = ${ANYEP_CUDA_ARCHS}, allowed: a list like 80;90a")
   endif()
-  if(CUDAToolkit_VERSION VERSION_LESS 12.8 AND arch MATCHES "^1[0-9][0-9]")
-    message(STATUS "CUDA backend: sm_${arch} is left out, needs CUDA 12.8")
-  else()
-    list(APPEND anyep_nvcc_flags "-gencode=arch=compute_${arch},code=sm_${arch}")
-  endif()
+  list(APPEND anyep_nvcc_flags "-gencode=arch=compute_${arch},code=sm_${arch}")
 endforeach()
 if(ANYEP_WERROR)
   list(APPEND anyep_nvcc_flags -Werror=all-warnings -Xcompiler=-Werror)
@@ -64,6 +60,10 @@ if(CMAKE_CXX_COMPILER_LAUNCHER MATCHES "ccache")
   # ccache would look at the preprocessed text of one architecture only; what the compiler read says it for all.
   list(PREPEND anyep_nvcc "${CMAKE_COMMAND}" -E env CCACHE_DEPEND=1)
 endif()
+
+string(REPLACE ";" "," architectures "${ANYEP_CUDA_ARCHS}")
+set_source_files_properties(src/cuda/runtime/architectures.cc PROPERTIES
+                            COMPILE_DEFINITIONS "ANYEP_CUDA_ARCHS=\"${architectures}\"")
 
 # Compiles one .cu file; its object's path goes into `result`. Two targets may list it only if one depends on the other.
 function(anyep_cuda_object unit result)
