@@ -30,10 +30,10 @@ struct FaultRecord {
   std::uint64_t limit_ns;
 };
 
-/// Fills the record unless somebody else has.
-ANYEP_HD inline void leave_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
-                                  std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
-  if (!Shared(record.claimed).claim(0, 1, kRelaxed)) return;
+/// Fills a record that nobody else fills.
+ANYEP_HD inline void fill_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
+                                 std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
+  record.claimed = 1;
   record.ended = static_cast<std::uint32_t>(ended);
   record.peer = who.peer;
   record.phase = who.phase;
@@ -42,6 +42,13 @@ ANYEP_HD inline void leave_record(FaultRecord& record, Ended ended, const Who& w
   record.elapsed_ns = elapsed_ns;
   record.limit_ns = limit_ns;
   Shared(record.ready).store(1, kRelease);  // pattern Q: the reader acquires `ready` before the fields
+}
+
+/// Fills the record unless somebody else has.
+ANYEP_HD inline void leave_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
+                                  std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
+  if (!Shared(record.claimed).claim(0, 1, kRelaxed)) return;
+  fill_record(record, ended, who, expected, seen, elapsed_ns, limit_ns);
 }
 
 }  // namespace anyep::protocol

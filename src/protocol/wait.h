@@ -45,8 +45,12 @@ inline constexpr unsigned kPollsPerCheck = 1000;
 /// Leaves a record and says how the wait ended.
 ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t expected, std::uint64_t seen,
                               Ended ended) {
-  leave_record(*w.record, ended, who, expected, seen, now_ns() - w.start_ns, w.limit_ns);
-  if (w.left != nullptr) Shared(*w.left).store(1, kRelaxed);  // its reader only leaves: nothing to order
+  const std::uint64_t elapsed_ns = now_ns() - w.start_ns;
+  if (w.left == nullptr) {
+    leave_record(*w.record, ended, who, expected, seen, elapsed_ns, w.limit_ns);
+  } else if (Shared(*w.left).claim(0, 1, kRelaxed)) {  // in the GPU's own memory: few can swap words of the host's
+    fill_record(*w.record, ended, who, expected, seen, elapsed_ns, w.limit_ns);
+  }
   return ended;
 }
 
