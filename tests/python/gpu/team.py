@@ -66,6 +66,7 @@ def _work(rank: int, num_ranks: int, port: int, tasks: Any, answers: Any) -> Non
 
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("ANYEP_TIMEOUT_S", "5")
     os.environ.setdefault("ANYEP_STARTUP_TIMEOUT_S", "30")
     torch.set_num_threads(1)
@@ -122,7 +123,7 @@ class Team:
             tasks.put((module, function, arguments))
         results, failures = self._collect(timeout_s)
         if failures:
-            print("\n".join(failures), flush=True)
+            print(f"\n{check} {arguments}", *(failure[-1500:] for failure in failures), sep="\n", flush=True)
             self._reset(all_answered=len(results) == self.num_ranks)
             raise AssertionError("\n".join(failures))
         return [results[rank] for rank in range(self.num_ranks)]
