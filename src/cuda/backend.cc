@@ -21,6 +21,11 @@ cudaStream_t native(StreamRef stream) {
 }
 
 LayoutParams layout_params(const Shape& shape, const Routing& routing, int num_ranks) {
+  if (shape.num_experts > CountsPage::kMaxLocalExperts * num_ranks) {
+    core::throw_error(ErrorCode::kUnsupported, "layout",
+                      fmt::format("shape.num_experts = {}; on GPUs a rank hosts at most {}", shape.num_experts,
+                                  CountsPage::kMaxLocalExperts));
+  }
   LayoutParams params;
   params.experts = routing.experts.data;
   params.wide_ids = routing.experts.dtype == DType::kI64;

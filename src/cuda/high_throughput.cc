@@ -1,5 +1,7 @@
 // High throughput: the calls' tensors become Params; what peers cannot write
 // goes through temporaries in the window.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -53,6 +55,14 @@ SideField side_field(const TensorView& view) {
   return field;
 }
 
+/// What the page of counts and the tables of notify hold.
+void check_experts(const char* op, int num_experts, int num_ranks) {
+  if (num_experts <= CountsPage::kMaxLocalExperts * num_ranks) return;
+  core::throw_error(ErrorCode::kUnsupported, op,
+                    fmt::format("shape.num_experts = {} on {} ranks; on GPUs a rank hosts at most {} experts",
+                                num_experts, num_ranks, CountsPage::kMaxLocalExperts));
+}
+
 void must_be_on_device(Rank& rank, const backend::Call& call, const char* name, const Rows& rows) {
   const bool in = name[0] == 'x';
   const auto check = [&](const char* field, const TensorView& view) {
@@ -98,6 +108,7 @@ void CudaBackend::route(const backend::Call& call, const backend::RouteCall& rou
   const DeviceGuard guard(rank_->device());
   Handle::State& state = *route.handle;
   const auto tokens = static_cast<int>(state.num_tokens);
+  check_experts(call.op, route.num_experts, rank_->num_ranks());
   rank_->must_be_on_device(call.op, "routing.experts", route.routing.experts);
   rank_->must_be_on_device(call.op, "routing.ranks", route.routing.ranks);
   rank_->must_be_on_device(call.op, "routing.pairs_per_expert", route.routing.pairs_per_expert);

@@ -1,4 +1,6 @@
 // Low latency: the calls' tensors become Params.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "core/check.h"
@@ -24,6 +26,19 @@ void must_fit(const Rank& rank, const backend::LowLatencyCall& op, const low_lat
   core::throw_capacity(op.call.op, "budget.low_latency_bytes",
                        low_latency::kRegions * static_cast<std::uint64_t>(rank.num_ranks()) * region,
                        rank.layout().low_latency_bytes, "low_latency_bytes_for() tells what a shape needs.");
+}
+
+/// @throws Error kUnsupported
+void check_shape(const backend::LowLatencyCall& op) {
+  const auto check = [&](const char* field, std::int64_t value, std::int64_t most) {
+    if (value <= most) return;
+    core::throw_error(ErrorCode::kUnsupported, op.call.op,
+                      fmt::format("shape.{} = {}; low latency on GPUs takes at most {}", field, value, most));
+  };
+  check("num_experts", op.shape.num_experts, low_latency::kMaxExperts);
+  check("hidden", op.shape.hidden, low_latency::kMaxHidden);
+  check("top_k", op.shape.top_k, low_latency::kMaxTopK);
+  check("max_tokens", op.shape.max_tokens, low_latency::kMaxTokens);
 }
 
 void must_be_on_device(Rank& rank, const backend::LowLatencyCall& op, const char* x_name) {
@@ -74,6 +89,7 @@ std::int64_t row_stride(const TensorView& view, std::int64_t hidden) {
 
 void CudaBackend::launch_low_latency_dispatch(backend::LowLatencyCall& op, int halves, Rank::Half half) {
   const DeviceGuard guard(rank_->device());
+  check_shape(op);
   must_be_on_device(*rank_, op, "x");
   const int local = static_cast<int>(core::most_local_experts(op.shape.num_experts, rank_->num_ranks()));
   must_fit(*rank_, op,
@@ -105,6 +121,7 @@ void CudaBackend::launch_low_latency_dispatch(backend::LowLatencyCall& op, int h
 
 void CudaBackend::launch_low_latency_combine(backend::LowLatencyCall& op, int halves, Rank::Half half) {
   const DeviceGuard guard(rank_->device());
+  check_shape(op);
   must_be_on_device(*rank_, op, "out");
   const int local = static_cast<int>(core::most_local_experts(op.shape.num_experts, rank_->num_ranks()));
   const bool exact = rank_->group().tuning().exact_combine;

@@ -131,12 +131,6 @@ std::shared_ptr<Rank> Rank::create(const Budget& budget, const Topology& topolog
                               fmt::format("{} ranks on GPUs of one host; this version serves 1..{}",
                                           topology.num_ranks(), kMaxRanks));
           }
-          if (budget.max_experts > CountsPage::kMaxLocalExperts * topology.num_ranks()) {
-            core::throw_argument(
-                kCreate, "budget.max_experts", fmt::to_string(budget.max_experts),
-                fmt::format("1..{} on GPUs ({} per rank)", CountsPage::kMaxLocalExperts * topology.num_ranks(),
-                            CountsPage::kMaxLocalExperts));
-          }
           const DeviceGuard guard(rank->device_);
           rank->take_device_memory();
           rank->failure_words_ = PinnedRange::of(group.failure_words());
