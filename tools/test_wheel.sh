@@ -6,6 +6,7 @@ set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 python=$1
 export CMAKE_BUILD_PARALLEL_LEVEL=$2
+if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi  # kernels as the tests' build has them
 work=build/wheel
 passed=0 failed=0
 
