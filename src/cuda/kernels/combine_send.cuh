@@ -18,13 +18,12 @@ class Chunks {
     std::int32_t row, end;  ///< of x
   };
 
-  __device__ Chunks(const CombineParams& p, const TurnRows& rows)
-      : p_(p), rows_(rows), tickets_(p.team, kPileChunks), peers_(static_cast<std::uint32_t>(p.team.num_ranks) - 1) {
+  __device__ Chunks(const CombineParams& p, const TurnRows& rows, const Tickets& tickets)
+      : p_(p), rows_(rows), tickets_(tickets), peers_(static_cast<std::uint32_t>(p.team.num_ranks) - 1) {
     std::int32_t most = 0;
     for (int home = 0; home < p.team.num_ranks; ++home) {
       if (home != p.team.rank) most = max(most, rows.end[home] - rows.first[home]);
     }
-    tickets_.start(1);
     end_ = (static_cast<std::uint32_t>(most) + kRowsPerChunk - 1) / kRowsPerChunk * peers_;
   }
 
@@ -99,9 +98,9 @@ class Sender {
 /// One warp: lane 0 copies row after row through two buffers; a chunk's word follows while the next row flies.
 class BulkSender : Sender {
  public:
-  __device__ BulkSender(const CombineLaunch& a, const Turn& turn, const TurnRows& rows, std::byte* stages,
-                        std::uint64_t* loaded)
-      : Sender(a, turn, rows), chunks_(a.params, rows), stages_(stages), loaded_(loaded) {}
+  __device__ BulkSender(const CombineLaunch& a, const Turn& turn, const TurnRows& rows, const Tickets& tickets,
+                        std::byte* stages, std::uint64_t* loaded)
+      : Sender(a, turn, rows), chunks_(a.params, rows, tickets), stages_(stages), loaded_(loaded) {}
 
   /// False: a wait has failed. Nothing is in flight afterwards.
   __device__ bool run() {
@@ -115,7 +114,7 @@ class BulkSender : Sender {
     for (std::uint32_t turn = 0; more; ++turn) {
       now = next;
       more = advance(next);
-      if (lane_index() == 0) bulk::wait_source_reusable();  // of the other stage; no flag follows
+      if (lane_index() == 0) bulk::wait_source_reusable<kSendStages - 2>();  // of the next stage; no flag follows
       if (more) load(next, turn + 1);
       ok = reach_home(now.chunk.home);
       if (!ok) {
@@ -180,8 +179,8 @@ class PlainSender : Sender {
  public:
   __device__ PlainSender(const CombineLaunch& a, const Turn& turn, const TurnRows& rows) : Sender(a, turn, rows) {}
 
-  __device__ bool run() {
-    Chunks chunks(p_, rows_);
+  __device__ bool run(const Tickets& tickets) {
+    Chunks chunks(p_, rows_, tickets);
     Chunks::Chunk chunk;
     while (chunks.next(chunk)) {
       if (!reach_home(chunk.home)) return false;

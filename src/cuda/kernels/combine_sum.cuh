@@ -9,16 +9,15 @@ namespace anyep::cuda {
 
 inline constexpr int kSumStages = 2;
 
-/// One warp sums tokens by ticket, straight from memory.
+/// One warp sums tokens by ticket, straight from memory. `tickets` has drawn two.
 template <class Type, class Access>
-__device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, RankRows* ranks, const Access& access) {
+__device__ bool sum_tokens(const CombineLaunch& a, const Turn& turn, RankRows* ranks, Tickets tickets,
+                           const Access& access) {
   const CombineParams& p = a.params;
   RowsOfRanks rows(a, turn, ranks);
-  Tickets tickets(p.team, kPileTokens);
-  tickets.start(2);
-  if (!rows.meet()) return false;
   std::uint32_t now = tickets.next(), next = now + 1;
   std::int32_t row = rows.place(now);
+  if (!rows.meet()) return false;
   for (const std::uint32_t end = rows.num_tokens(); now < end;) {
     const std::int32_t next_row = rows.place(next);
     if (__all_sync(kAllLanes, rows.arrive(lane_index(), row)) == 0) return false;
@@ -43,15 +42,13 @@ class BulkSums {
                       std::uint64_t* loaded)
       : a_(a), p_(a.params), rows_(a, turn, ranks), stages_(stages), loaded_(loaded) {}
 
-  /// False: a wait has failed. Nothing is in flight afterwards.
-  __device__ bool run() {
+  /// `tickets` has drawn three. False: a wait has failed. Nothing is in flight afterwards.
+  __device__ bool run(Tickets tickets) {
     if (lane_index() == 0) mbarrier::init(loaded_, kSumStages);
-    Tickets tickets(p_.team, kPileTokens);
-    tickets.start(3);
-    if (!rows_.meet()) return false;  // also: the barriers are there
     const std::uint32_t items = rows_.num_tokens() * a_.plan.pieces;
     std::uint32_t now = tickets.next(), next = now + 1, after = now + 2;
     std::int32_t row = place(now), next_row = place(next), after_row = place(after);
+    if (!rows_.meet()) return false;  // also: the barriers are there
     bool ok = now >= items || load(now, 0, row);
     std::uint32_t turn = 0;
     for (; ok && now < items; ++turn) {
@@ -152,9 +149,7 @@ class WeightSums {
   __device__ WeightSums(const CombineLaunch& a, const Turn& turn, RankRows* ranks)
       : p_(a.params), rows_(a, turn, ranks) {}
 
-  __device__ bool run() {
-    Tickets tickets(p_.team, kPileWeights);
-    tickets.start(1);
+  __device__ bool run(Tickets tickets) {
     if (!rows_.meet()) return false;
     const std::uint32_t chunks = (rows_.num_tokens() + kLanes - 1) / kLanes;
     for (std::uint32_t chunk = tickets.next(); chunk < chunks; chunk = tickets.next()) {

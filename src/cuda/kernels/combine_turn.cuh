@@ -54,27 +54,30 @@ __device__ inline std::int32_t lower_bound(const std::int32_t* source, std::int3
   return first;
 }
 
-/// One thread per home. Followed by a barrier.
-__device__ inline void find_rows(const CombineParams& p, int home, TurnRows& rows) {
+/// One thread per home; a barrier follows. False: x lacks rows, or the slots do not hold those of the pair.
+[[nodiscard]] __device__ inline bool find_rows(const CombineLaunch& a, int home, TurnRows& rows) {
+  const CombineParams& p = a.params;
   const std::int32_t begin = home == 0 ? 0 : p.rows_until[home - 1], until = p.rows_until[home];
   std::int32_t first = begin, end = until;
   if (p.first_token > 0) first = lower_bound(p.source, begin, until, p.first_token);
   if (p.last_token != INT64_MAX) end = lower_bound(p.source, first, until, p.last_token);
   rows.first[home] = first;
   rows.end[home] = end;
+  if (end > p.num_rows) return false;
+  return home == p.team.rank || p.x_in_window != Grant::kNone ||
+         static_cast<std::uint64_t>(end - first) <= a.plan.slots;
 }
 
-/// One thread per home, after the barrier: has x all rows, do the slots hold those of the pair?
-[[nodiscard]] __device__ inline bool check_rows(const CombineLaunch& a, const Turn& turn, int home,
-                                                const TurnRows& rows) {
+/// The thread whose find_rows() was false, behind the barrier.
+__device__ inline void refuse_rows(const CombineLaunch& a, const Turn& turn, int home, const TurnRows& rows) {
   const CombineParams& p = a.params;
   if (rows.end[home] > p.num_rows) {
-    return give_up_on(p.team, {p.team.rank, kWaitBeforeSend}, turn, static_cast<std::uint64_t>(p.num_rows),
-                      static_cast<std::uint64_t>(rows.end[home]));
+    (void)give_up_on(p.team, {p.team.rank, kWaitBeforeSend}, turn, static_cast<std::uint64_t>(p.num_rows),
+                     static_cast<std::uint64_t>(rows.end[home]));
+  } else {
+    (void)give_up_on(p.team, {home, kWaitBeforeSend}, turn, a.plan.slots,
+                     static_cast<std::uint64_t>(rows.end[home] - rows.first[home]));
   }
-  const auto count = static_cast<std::uint64_t>(rows.end[home] - rows.first[home]);
-  if (home == p.team.rank || p.x_in_window != Grant::kNone || count <= a.plan.slots) return true;
-  return give_up_on(p.team, {home, kWaitBeforeSend}, turn, a.plan.slots, count);
 }
 
 __device__ inline std::uint64_t read_mark(const Team& team, std::uint32_t turn) {
@@ -92,9 +95,6 @@ __device__ inline std::uint64_t read_mark(const Team& team, std::uint32_t turn) 
 
 /// One warp of the first block to come: what this rank offers each home.
 [[nodiscard]] __device__ inline bool offer_rows(const CombineParams& p, const Turn& turn, const TurnRows& rows) {
-  std::uint32_t ticket = 0;
-  if (lane_index() == 0) ticket = draw_ticket(p.team, kPileOffer);
-  if (from_lane(ticket, 0) != 0) return true;
   const int home = lane_index(), me = p.team.rank;
   bool ok = true;
   if (home < p.team.num_ranks && home != me) {

@@ -35,45 +35,54 @@ template <Form kForm, bool kWeighted, class Type>
 __device__ __forceinline__ void run_block(const CombineLaunch& a) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ std::uint64_t loaded[kGatherWarps * kSumStages];
+  __shared__ Turn turn;
   __shared__ TurnRows rows;
   __shared__ RankRows ranks_of_warp[kMaxWarps<kForm>][kMaxRanks];
   static_assert(kSendWarps * kSendStages <= kGatherWarps * kSumStages);
   ptx::grid_dependency_wait();
   const CombineParams& p = a.params;
   const int thread = static_cast<int>(threadIdx.x), n = p.team.num_ranks;
-  if (thread < n) find_rows(p, thread, rows);
-  __shared__ Turn turn;
-  open_turn(p.team, kSeqCombine, turn);
-  __syncthreads();  // turn and rows are there
-  if (turn.left) return;
-  bool ok = thread >= n || check_rows(a, turn, thread, rows);
-  if (__syncthreads_and(ok ? 1 : 0) == 0) return;
-
   RankRows* const ranks = ranks_of_warp[warp_index()];
   const int warp = warp_index(), senders = a.plan.send_warps, sums = a.plan.sum_warps;
-  if (warp < senders) {
+
+  // What needs no turn, before the barrier: the first tickets.
+  const bool sends = warp < senders, adds = !sends && warp < senders + sums;
+  Tickets tickets(p.team, sends ? kPileChunks : adds ? kPileTokens : kPileWeights);
+  tickets.start(!adds ? 1 : kForm == Form::kGather ? 3 : 2);
+  std::uint32_t offer_ticket = 1;
+  if (warp == senders && lane_index() == 0) offer_ticket = draw_ticket(p.team, kPileOffer);
+  bool ok = thread >= n || find_rows(a, thread, rows);
+  open_turn(p.team, kSeqCombine, turn);
+  if (__syncthreads_and(ok ? 1 : 0) == 0) {
+    if (!ok) refuse_rows(a, turn, thread, rows);
+    return;
+  }
+  if (turn.left) return;
+
+  if (sends) {
     if constexpr (kForm == Form::kPush) {
-      ok = BulkSender(a, turn, rows, stages + static_cast<std::uint32_t>(warp * kSendStages) * a.plan.piece_bytes,
+      ok = BulkSender(a, turn, rows, tickets,
+                      stages + static_cast<std::uint32_t>(warp * kSendStages) * a.plan.piece_bytes,
                       loaded + warp * kSendStages)
                .run();
     } else if constexpr (kForm == Form::kPlain) {
-      ok = PlainSender(a, turn, rows).run();
+      ok = PlainSender(a, turn, rows).run(tickets);
     }
-  } else if (warp < senders + sums) {
-    if (warp == senders) ok = offer_rows(p, turn, rows);
+  } else if (adds) {
+    if (warp == senders && from_lane(offer_ticket, 0) == 0) ok = offer_rows(p, turn, rows);
     if constexpr (kForm == Form::kPush) {
-      ok = ok && sum_tokens<Type>(a, turn, ranks, WideAccess{});
+      ok = ok && sum_tokens<Type>(a, turn, ranks, tickets, WideAccess{});
     } else if constexpr (kForm == Form::kGather) {
       ok = ok && BulkSums<Type>(a, turn, ranks,
                                 stages + static_cast<std::uint32_t>(warp * kSumStages * n) * a.plan.piece_bytes,
                                 loaded + warp * kSumStages)
-                     .run();
+                     .run(tickets);
     } else if constexpr (kForm == Form::kPlain) {
-      ok = ok && (a.plan.width == 16 ? sum_tokens<Type>(a, turn, ranks, WideAccess{})
-                                     : sum_tokens<Type>(a, turn, ranks, NarrowAccess{a.plan.width}));
+      ok = ok && (a.plan.width == 16 ? sum_tokens<Type>(a, turn, ranks, tickets, WideAccess{})
+                                     : sum_tokens<Type>(a, turn, ranks, tickets, NarrowAccess{a.plan.width}));
     }
   } else if constexpr (kWeighted) {
-    ok = WeightSums(a, turn, ranks).run();
+    ok = WeightSums(a, turn, ranks).run(tickets);
   }
 
   if (!last_to_finish(p.team, kSeqCombine, !ok)) return;
