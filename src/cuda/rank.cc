@@ -212,7 +212,7 @@ void Rank::take_device_memory() {
 }
 
 Rank::~Rank() {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(device_, std::nothrow);  // create may have failed for want of a driver
   if (group_ != nullptr) group_->stop();
   if (state_ != nullptr) (void)cudaFree(state_);
   if (partial_ != nullptr) (void)cudaFree(partial_);

@@ -57,6 +57,13 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         anyep.Engine.create(None, rows_bytes=1 << 20, device=0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_library_itself_says_so_too(monkeypatch):
+    monkeypatch.delenv("ANYEP_BACKEND", raising=False)
+    with pytest.raises(anyep.UnsupportedError, match="ANYEP_CUDA|driver|GPU"):
+        _native.create(anyep.LocalGroup(1).member(0), 0, 8 << 20, 0, 64, False, anyep.Tuning())
+
+
 def test_cpu_ranks_have_no_streams():
     with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
         assert engine.device == -1

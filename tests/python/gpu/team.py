@@ -113,11 +113,11 @@ class Team:
         for process in self._processes:
             process.start()
 
-    def __call__(self, check: str, *arguments: Any, timeout_s: float = 60) -> List[Any]:
+    def __call__(self, check: str, *arguments: Any, timeout_s: float = 20) -> List[Any]:
         """``check``: "module.function"; what it returned on every rank. Raises with every rank's traceback."""
         if not self._processes:
             self._start()
-            timeout_s += 60
+            timeout_s += 40
         module, function = check.split(".")
         for tasks in self._tasks:
             tasks.put((module, function, arguments))
@@ -156,7 +156,7 @@ class Team:
             results[rank] = result
             if failure is not None:
                 failures.append(f"rank {rank}:\n{failure}")
-                until = min(until, time.monotonic() + 15)  # the others will hear of it
+                until = min(until, time.monotonic() + 10)  # the others will hear of it
         return results, failures
 
     def kill(self) -> None:
