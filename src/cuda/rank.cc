@@ -13,6 +13,7 @@
 #include "core/log.h"
 #include "core/tuning.h"
 #include "cuda/kernels/barrier.h"
+#include "cuda/runtime/architectures.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/event.h"
@@ -136,6 +137,7 @@ std::shared_ptr<Rank> Rank::create(const Budget& budget, const Topology& topolog
           rank->failure_words_ = PinnedRange::of(group.failure_words());
           rank->host_memory_ = group.own_memory();
           rank->host_window_ = PinnedRange::of(group.own_window());
+          check_code(rank->device_);
           load_kernels();
         } catch (const Error& error) {
           mine = error;
