@@ -225,8 +225,17 @@ std::uint64_t available_memory_bytes() {
   }
   const std::uint64_t limit = read_number("/sys/fs/cgroup/memory.max");
   const std::uint64_t used = read_number("/sys/fs/cgroup/memory.current");
-  if (limit != UINT64_MAX && used != UINT64_MAX) available = std::min(available, limit > used ? limit - used : 0);
-  return available;
+  if (limit == UINT64_MAX || used == UINT64_MAX) return available;
+  // The page cache counts as used and is given back when memory is asked for.
+  std::uint64_t cache = 0;
+  std::ifstream statistics("/sys/fs/cgroup/memory.stat");
+  for (std::string name; statistics >> name;) {
+    std::uint64_t bytes = 0;
+    statistics >> bytes;
+    if (name == "inactive_file" || name == "active_file") cache += bytes;
+  }
+  const std::uint64_t held = used - std::min(used, cache);
+  return std::min(available, limit > held ? limit - held : 0);
 }
 
 }  // namespace anyep::host
