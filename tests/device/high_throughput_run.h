@@ -333,7 +333,8 @@ class Run {
     check(cudaStreamSynchronize(rank(r).stream), "local");
     if (get<std::int32_t>(places, want.place.size()) != want.place) return "final places of a launch";
     const std::size_t bytes = b.round[1].rows * c_.row_bytes();
-    if (get<std::byte>(copy, bytes) != get<std::byte>(b.round[1].x, bytes)) return "copied rows";
+    const std::vector<std::byte> copied = get<std::byte>(copy, bytes), original = get<std::byte>(b.round[1].x, bytes);
+    if (!std::equal(copied.begin(), copied.end(), original.begin(), original.end())) return "copied rows";
     if (c_.given_ranks) return {};
     std::vector<std::int32_t> per_rank(ranks), per_expert(experts);
     for (std::size_t at = 0; at < want.in_rank.size(); ++at) per_rank[at % ranks] += want.in_rank[at];
