@@ -42,6 +42,11 @@ def read(paths):
     return list(found.values())
 
 
+def command_of(record):
+    """As a reader would type it: without what only says where files lie."""
+    return re.sub(r" --(results|yardsticks|commit|seconds) \S+", "", record["command"])
+
+
 def number(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -81,7 +86,7 @@ def text_of(records):
     if any(record for row in high for record in row):
         lines += [f"Whole operations of the C++ API, {TOKENS} tokens per rank, hidden {HIDDEN}, top-{TOPK} of {EXPERTS}, uniform routing, {SMS} SMs: "
                   "us of the slowest rank, median; in brackets, over the same traffic without any protocol, by at most as many SMs in "
-                  "the same run. Last column: the best of DeepEP V1 and V2 at any number of SMs, measured on GPUs of that kind.", ""]
+                  "the same run. Last column: the best of DeepEP V1 and V2 at any number of SMs, measured on GPUs of that kind, not in this run.", ""]
         rows = [(title, [cell(record, "pattern_us") for record in row] + [peer(next((r for r in row if r and r.get("bar", {}).get("peer_us")), None))])
                 for (_, _, _, title), row in zip(HIGH, high)]
         lines += table(names + ["DeepEP"], rows) + [""]
@@ -95,7 +100,7 @@ def text_of(records):
                   "many rows and do nothing else. Last column: DeepEP, FP8.", ""]
         lines += table(names + ["DeepEP"], pairs, "tokens per rank") + [""]
     runs = sorted({(record["date"], record["commit"][:10] + ("+dirty" if record["commit"].endswith("+dirty") else ""),
-                    f"driver {record['driver']}", f"CUDA {record['cuda']}", record["command"]) for record in records})
+                    f"driver {record['driver']}", f"CUDA {record['cuda']}", command_of(record)) for record in records})
     lines += ["Measured: " + "; ".join(f"{date}, {commit}, {driver}, {cuda}, `{command}`" for date, commit, driver, cuda, command in runs)
               + ". Records with p99, spread and host times: [bench/results/](bench/results/); formulas: "
               "[bench/METRICS.md](bench/METRICS.md)."]
