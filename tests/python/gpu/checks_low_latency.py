@@ -36,7 +36,8 @@ def rows_of(everything, num_experts, rank):
 def decoded(x, scales):
     """FP8 rows [.., H] with scales [.., P] float32, or packed UE8M0 in int32."""
     if scales.dtype == torch.int32:
-        exponents = scales.contiguous().view(torch.uint8).view(*scales.shape[:-1], -1)
+        # Not contiguous(): that leaves the stride of a single column as it is.
+        exponents = scales.clone(memory_format=torch.contiguous_format).view(torch.uint8).view(*scales.shape[:-1], -1)
         scales = (exponents.to(torch.int32) << 23).view(torch.float32)
     spread = scales[..., :-(-x.shape[-1] // 128)].repeat_interleave(128, dim=-1)[..., :x.shape[-1]]
     return x.float() * spread

@@ -30,6 +30,11 @@ def test_high_throughput(team, check):
     team(f"checks_high_throughput.{check}")
 
 
+@pytest.mark.xfail(reason="combine waits for the numbers of tokens of a handle that comes back as tensors", strict=True)
+def test_combine_does_not_wait_on_the_host(team):
+    assert not any(team("checks_high_throughput.combine_does_not_wait"))
+
+
 @pytest.mark.parametrize("check", ["lie_in_the_window", "record_stream_is_honoured", "unfinished_work_keeps_memory",
                                    "freed_memory_is_used_again", "rows_of_a_capture_go_to_nobody", "without_a_pool",
                                    "views_of_the_payload"])
