@@ -48,22 +48,25 @@ struct Cut {
   std::uint64_t record_bytes = 0;  ///< stride of rows as records
   int rows_per_token = 1;
   int max_tokens = 0;
+  /// First word of the rows, behind the largest table: what this rank asks and what it answers share a region, each with
+  /// its own batch.
+  std::uint32_t row_words = 0;
 
-  ANYEP_HD constexpr std::uint64_t table_word(std::uint64_t token, int choice) const {
-    return table_words + (token * static_cast<unsigned>(top_k) + static_cast<unsigned>(choice)) *
-                             static_cast<unsigned>(words_per_choice);
+  // In 32 bits: an address is on the way of every wait.
+  ANYEP_HD constexpr std::uint32_t table_word(std::uint32_t token, int choice) const {
+    return static_cast<std::uint32_t>(table_words) +
+           (token * static_cast<unsigned>(top_k) + static_cast<unsigned>(choice)) *
+               static_cast<unsigned>(words_per_choice);
   }
   /// Words before the rows: head, counts and table, for `tokens`.
-  ANYEP_HD constexpr std::uint64_t control_words(std::uint64_t tokens) const {
-    return core::round_up(table_word(tokens, 0), 16);
+  ANYEP_HD constexpr std::uint32_t control_words(std::uint32_t tokens) const {
+    return static_cast<std::uint32_t>(core::round_up(table_word(tokens, 0), 16));
   }
-  /// Behind the largest table: what this rank asks and what it answers share a region, each with its own batch.
-  ANYEP_HD constexpr std::uint64_t row_word(std::uint64_t token, int strip) const {
-    return control_words(static_cast<unsigned>(max_tokens)) +
-           (token * static_cast<unsigned>(strips) + static_cast<unsigned>(strip)) *
-               static_cast<unsigned>(words_per_strip);
+  ANYEP_HD constexpr std::uint32_t row_word(std::uint32_t token, int strip) const {
+    return row_words + (token * static_cast<unsigned>(strips) + static_cast<unsigned>(strip)) *
+                           static_cast<unsigned>(words_per_strip);
   }
-  ANYEP_HD constexpr std::uint64_t packet(std::uint64_t token, int strip) const {
+  ANYEP_HD constexpr std::uint32_t packet(std::uint32_t token, int strip) const {
     return (token * static_cast<unsigned>(strips) + static_cast<unsigned>(strip)) *
            static_cast<unsigned>(packets_per_strip);
   }
@@ -95,6 +98,7 @@ ANYEP_HD constexpr Cut dispatch_cut(std::int64_t hidden, bool fp8, int most_loca
   cut.top_k = top_k;
   cut.record_bytes = static_cast<unsigned>(cut.strips) * (fp8 ? 512u + 16u : 1024u);
   cut.max_tokens = max_tokens;
+  cut.row_words = cut.control_words(static_cast<unsigned>(max_tokens));
   return cut;
 }
 /// Combine. One row per token where the expert rank adds, else one per choice; LogFMT rows have a word per strip in
@@ -111,6 +115,7 @@ ANYEP_HD constexpr Cut combine_cut(std::int64_t hidden, bool logfmt, bool per_ch
   cut.rows_per_token = per_choice ? (top_k < most_local_experts ? top_k : most_local_experts) : 1;
   cut.record_bytes = static_cast<unsigned>(cut.strips) * 1024u + (logfmt ? kAlignment : 0);
   cut.max_tokens = max_tokens;
+  cut.row_words = cut.control_words(static_cast<unsigned>(max_tokens));
   return cut;
 }
 
@@ -147,14 +152,14 @@ struct Layout {
 
   /// Does a call of this cut fit, in every form it may need?
   constexpr bool holds(const Cut& cut) const {
-    const auto tokens = static_cast<std::uint64_t>(cut.max_tokens);
+    const auto tokens = static_cast<std::uint32_t>(cut.max_tokens);
     return cut.control_words(tokens) <= num_words && cut.record(tokens, 0) <= record_bytes;
   }
   /// How a source's rows travel. `plain`: the call asks for records (a hook's send half, rows per choice), or the turn is
   /// one in which words and packets are cleared.
   ANYEP_HD constexpr Form form(const Cut& cut, int tokens, bool plain) const {
     if (plain || tokens > kMostPacketTokens) return Form::kRecords;
-    const auto count = static_cast<std::uint64_t>(tokens);
+    const auto count = static_cast<std::uint32_t>(tokens);
     if (tokens <= kMostWordTokens && cut.row_word(count, 0) <= num_words) return Form::kWords;
     return cut.packet(count, 0) <= num_packets ? Form::kPackets : Form::kRecords;
   }
@@ -163,12 +168,12 @@ struct Layout {
 /// Bytes of one region in which every form of a call of `max_tokens` finds room, words and packets included.
 constexpr std::uint64_t region_bytes_for(std::int64_t hidden, int most_local_experts, int top_k, int max_tokens) {
   std::uint64_t words = 0, packets = 0, records = 0;
-  const auto tokens = static_cast<std::uint64_t>(max_tokens);
+  const auto tokens = static_cast<std::uint32_t>(max_tokens);
   const auto add = [&](const Cut& cut) {
-    const std::uint64_t in_words = std::min<std::uint64_t>(tokens, kMostWordTokens);
-    const std::uint64_t in_packets = std::min<std::uint64_t>(tokens, kMostPacketTokens);
-    words = std::max({words, cut.control_words(tokens), cut.row_word(in_words, 0)});
-    packets = std::max(packets, cut.packet(in_packets, 0));
+    const std::uint32_t in_words = std::min<std::uint32_t>(tokens, kMostWordTokens);
+    const std::uint32_t in_packets = std::min<std::uint32_t>(tokens, kMostPacketTokens);
+    words = std::max<std::uint64_t>({words, cut.control_words(tokens), cut.row_word(in_words, 0)});
+    packets = std::max<std::uint64_t>(packets, cut.packet(in_packets, 0));
     records = std::max(records, cut.record(tokens, 0));
   };
   for (const bool yes : {false, true}) {

@@ -62,8 +62,6 @@ class Bench {
         CHECK_CUDA(cudaMemcpy(set.weights, weights.data(), weights.size() * 4, cudaMemcpyHostToDevice));
       }
       fill_bf16<<<512, 256>>>(data.y, rows * kHidden, static_cast<unsigned>(r) + 77);
-      data.trace = device_memory<long long>(2 * 256 * 32);
-      CHECK_CUDA(cudaMemset(data.trace, 0, 2 * 256 * 32 * 8));
       CHECK_CUDA(cudaEventCreate(&data.from));
       CHECK_CUDA(cudaEventCreate(&data.to));
       CHECK_CUDA(cudaDeviceSynchronize());
@@ -73,38 +71,6 @@ class Bench {
 
   int num_ranks() const { return world_.num_ranks(); }
   bool gpu_per_rank() const { return world_.num_gpus() == world_.num_ranks(); }
-
-#if defined(ANYEP_TRACE)
-  /// Mean (and most) nanoseconds after a block's start of each stamp in the last dispatch and combine.
-  void print_trace(int tokens, const Mode& mode) {
-    (void)period(tokens, mode, 3);
-    int khz = 0;
-    CHECK_CUDA(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
-    for (int r = 0; r < std::min(2, world_.num_ranks()); ++r) {
-      CHECK_CUDA(cudaSetDevice(world_.at(r).device));
-      std::vector<long long> stamps(2 * 256 * 32);
-      CHECK_CUDA(cudaMemcpy(stamps.data(), data_[static_cast<std::size_t>(r)].trace, stamps.size() * 8, cudaMemcpyDeviceToHost));
-      CHECK_CUDA(cudaMemset(data_[static_cast<std::size_t>(r)].trace, 0, stamps.size() * 8));
-      for (int kind = 0; kind < 2; ++kind) {
-        std::printf("T %d rank %d %s:", tokens, r, kind == 0 ? "dispatch" : "combine");
-        for (int i = 1; i < 32; ++i) {
-          double sum = 0, most = 0;
-          int count = 0;
-          for (int b = 0; b < 256; ++b) {
-            const long long* const at = stamps.data() + (kind * 256 + b) * 32;
-            if (at[i] == 0 || at[0] == 0 || at[i] < at[0]) continue;
-            const double ns = static_cast<double>(at[i] - at[0]) * 1e6 / khz;
-            sum += ns;
-            most = std::max(most, ns);
-            ++count;
-          }
-          if (count > 0) std::printf(" [%d] %.0f/%.0f (%d)", i, sum / count, most, count);
-        }
-        std::printf("\n");
-      }
-    }
-  }
-#endif
 
   /// Microseconds per step; negative: a wait failed.
   double period(int tokens, const Mode& mode, int replays = 15) {
@@ -168,7 +134,6 @@ class Bench {
   };
   struct Data {
     std::byte* slab;
-    long long* trace;
     std::uint16_t* y;
     std::uint32_t* scales;
     std::int32_t* counts;
@@ -186,9 +151,6 @@ class Bench {
     ll::CallParams call = world_.call(r, shape, kind);
     const Set& at = data_[static_cast<std::size_t>(r)].sets[set];
     call.hook = mode.hook;
-#if defined(ANYEP_TRACE)
-    call.trace = data_[static_cast<std::size_t>(r)].trace + (kind == 5 ? 256 * 32 : 0);
-#endif
     call.routing.experts = at.ids;
     call.routing.token_stride = kTopK;
     call.routing.choice_stride = 1;
@@ -265,9 +227,6 @@ inline int bench(int num_ranks, int) {
       columns.push_back(early);
     }
   }
-#if defined(ANYEP_TRACE)
-  for (const int tokens : {1, 32, 128}) bench.print_trace(tokens, columns[0].mode);
-#endif
   std::printf("us per step, %d ranks; hook and the last four: hook, then with dependent launch\n%6s", bench.num_ranks(),
               "T");
   for (const Column& column : columns) std::printf(" %10s", column.name);

@@ -28,8 +28,10 @@ int complete(CallParams& call, int num_sms, int least_warps, int most_warps) {
   const int pieces = whole_rows ? 1 : std::clamp(most_blocks / std::max(tokens, 1), 1, strips);
   call.warps = std::clamp((strips + pieces - 1) / pieces, std::min(least_warps, strips), most_warps);
   call.pieces = (strips + call.warps - 1) / call.warps;
+  call.piece_reciprocal = static_cast<std::uint32_t>((std::uint64_t{1} << 32) / static_cast<unsigned>(call.pieces) + 1);
   const int units = whole_rows ? num_chunks(tokens) : tokens * call.pieces;
-  return std::clamp(std::max(units, std::min(call.max_tokens, kBlocksForPeers)) + 1, 1, most_blocks);  // and the clerk's
+  return std::clamp(std::max(units, std::min(call.max_tokens, kBlocksForPeers)) + 1, 1,
+                    most_blocks);  // and the clerk's
 }
 
 }  // namespace anyep::cuda::low_latency

@@ -58,10 +58,8 @@ struct CallParams {
   int num_local_experts = 0;             ///< of this rank
   int warps = 1;                         ///< that share a row, per role
   int pieces = 1;                        ///< units of `warps` strips in a row
+  std::uint32_t piece_reciprocal = 0;    ///< 2^32 / pieces, rounded up
   int tokens_per_warp = 1;               ///< whose choices fit the lanes of a warp
-#if defined(ANYEP_TRACE)
-  long long* trace = nullptr;
-#endif
 };
 
 /// Fills what every launch derives; returns the number of blocks.

@@ -24,24 +24,18 @@
 
 namespace anyep::cuda::low_latency {
 
-#if defined(ANYEP_TRACE)
-#define STAMP(call, i) \
-  do { \
-    if ((call).trace != nullptr && lane_index() == 0) (call).trace[blockIdx.x * 32 + (i)] = clock64(); \
-  } while (0)
-#else
-#define STAMP(call, i) static_cast<void>(0)
-#endif
-
 /// What the warps of a block share.
 struct Block {
   std::uint32_t turn, launch;
   std::uint32_t dead;              ///< masked ranks, bits, as the block found them
   std::uint32_t present;           ///< sources that take part in this turn
   std::int32_t tokens[kMaxRanks];  ///< of each source; 0 = none, or absent
+  Form form[kMaxRanks];            ///< of each source's rows
+  std::byte* to[kMaxRanks];        ///< this rank's region at each rank, this turn
+  std::byte* from[kMaxRanks];      ///< each rank's region here, this turn
   int ok;                          ///< 0: leave, publish nothing
   int broken;                      ///< a wait of this block has failed: a record tells why
-  int go;                          ///< the gate is open: wait and receive
+  int gate;                        ///< 0 = nobody knows yet, 1 = open: wait and receive, 2 = this block retreats
   int num_extra;                   ///< blocks that have retreated, in whose place this one serves
   std::uint32_t extra[kMaxBlocks / 32];
 };
@@ -81,6 +75,11 @@ __device__ __forceinline__ Form form_of(const CallParams& call, int tokens, std:
   return call.layout.form(call.cut, tokens, call.hook || is_refresh(turn));
 }
 
+/// A number below twice the number of ranks as a rank: steps go around from this rank, so that ranks do not all meet at one.
+__device__ __forceinline__ int around(const CallParams& call, int rank) {
+  return rank < call.team.num_ranks ? rank : rank - call.team.num_ranks;
+}
+
 // ---- routing -------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ std::int64_t raw_id(const CallParams& call, int token, int choice) {
@@ -92,6 +91,33 @@ __device__ __forceinline__ std::int64_t raw_id(const CallParams& call, int token
 __device__ __forceinline__ int checked_id(const CallParams& call, std::int64_t raw) {
   return raw >= 0 && raw < call.num_experts ? static_cast<int>(raw) : -1;
 }
+/// Of a unit of work: token = unit / pieces, by the host's reciprocal; exact, since unit * pieces < 2^32.
+struct Unit {
+  int token, piece;
+};
+__device__ __forceinline__ Unit unit_of(const CallParams& call, int unit) {
+  if (call.pieces == 1) return {unit, 0};
+  const auto token = static_cast<int>(__umulhi(static_cast<unsigned>(unit), call.piece_reciprocal));
+  return {token, unit - token * call.pieces};
+}
+/// What a block does at a time: as words and packets a piece of one token's row, as records a chunk of whole rows.
+struct Item {
+  int first, end;              ///< tokens
+  int first_strip, end_strip;  ///< of the warp with number `warp`, in steps of call.warps
+};
+__device__ __forceinline__ int num_items(const CallParams& call, bool in_records, int tokens) {
+  return in_records ? num_chunks(tokens) : tokens * call.pieces;
+}
+__device__ __forceinline__ Item item_of(const CallParams& call, bool in_records, int tokens, int index, int warp) {
+  if (in_records) {
+    const int each = chunk_tokens(tokens);
+    return {index * each, min((index + 1) * each, tokens), warp, call.cut.strips};
+  }
+  const Unit unit = unit_of(call, index);
+  const int first_strip = unit.piece * call.warps;
+  return {unit.token, unit.token + 1, first_strip + warp, min(first_strip + call.warps, call.cut.strips)};
+}
+
 /// The rank of an expert, without a division.
 __device__ __forceinline__ int rank_of(const CallParams& call, int expert) {
   int rank = 0;
@@ -137,7 +163,7 @@ template <class Ready>
 
 /// One thread waits for a flag of this turn. Compared for equality: four regions cannot be ahead. Pattern B'.
 [[nodiscard]] __device__ __forceinline__ bool await_flag(const CallParams& call, Block& block, int source, int chunk) {
-  std::uint64_t& flag = flag_in(region_of(call, call.team.rank, source, block.turn), chunk);
+  std::uint64_t& flag = flag_in(block.from[source], chunk);
   const std::uint64_t wanted = mark_of(call, block.turn);
   return await(call, block, source, kWaitInReceive,
                [&] { return protocol::Shared(flag).load(protocol::kAcquire) == wanted; });
@@ -171,13 +197,17 @@ __device__ inline void start(const CallParams& call, Block& block) {
   } else if (call.turns_back != 0) {
     turn = previous_epoch(turn);
   }
+  if (lane < team.num_ranks) {
+    block.to[lane] = region_of(call, lane, team.rank, turn);
+    block.from[lane] = region_of(call, team.rank, lane, turn);
+  }
   if (lane == 0) {
     block.turn = turn;
     block.launch = launch;
     block.broken = 0;
     block.num_extra = 0;
     block.present = 0;
-    block.go = 0;
+    block.gate = 0;
   }
   __syncwarp();
   bool ok = left == 0, masked_now = dead;
@@ -218,10 +248,12 @@ __device__ inline void release_marks(const CallParams& call, const Block& block)
           mark_of(call, block.turn));  // pattern F
 }
 
-/// Tells one peer that this turn has begun. Pattern G.
-__device__ __forceinline__ void send_head(const CallParams& call, const Block& block, int peer) {
+/// The comm warp of one block, as soon as the turn is known: tells every peer that it has begun. Pattern G.
+__device__ __forceinline__ void send_heads(const CallParams& call, const Block& block) {
+  const int peer = lane_index();
+  if (block.ok == 0 || peer >= call.team.num_ranks || peer == call.team.rank || (block.dead >> peer & 1) != 0) return;
   const auto tokens = static_cast<std::uint32_t>(call.routing.num_tokens);
-  protocol::put_count(word_in(call, region_of(call, peer, call.team.rank, block.turn), 0), block.turn,
+  protocol::put_count(word_in(call, block.to[peer], 0), block.turn,
                       static_cast<std::uint32_t>(call.team.code) << 16 | tokens);
 }
 
@@ -236,7 +268,6 @@ __device__ inline void take_turn(const CallParams& call, Block& block, std::uint
   progress.code[block.turn % kRegions] = call.team.code;
   call.team.state->turn[kSeqLowLatency] = block.turn;
   block.num_extra = static_cast<int>(num_retreated);
-  block.go = 1;
   if (num_retreated == 0) return;
   for (int i = 0; i < kMaxBlocks / 32; ++i) block.extra[i] = 0;
   for (std::uint32_t seen = 0; seen < num_retreated;) {  // they are about to leave their bits
@@ -248,28 +279,50 @@ __device__ inline void take_turn(const CallParams& call, Block& block, std::uint
   }
 }
 
-/// One thread, after start(). Sets block.go.
-__device__ inline void pass_gate(const CallParams& call, Block& block) {
-  if (block.ok == 0) return;
+/// One thread, after start(). False: this block retreats.
+__device__ inline bool pass_gate(const CallParams& call, Block& block) {
+  if (block.ok == 0) return false;
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
-    block.go = 1;
-    return;
+    return true;
   }
   const std::uint32_t parity = block.launch & 1;
   std::uint32_t* const gate = &call.progress->gate[parity];
   // Relaxed: nothing is published here. The block has read the counters that the last one overwrites, since the barrier in
   // front of this carried what it read. (An acquire-release waits for the rows that the block is just storing.)
   const std::uint32_t before = atomicAdd(gate, 1);
-  if ((before & 0xFFFF) + 1 == gridDim.x) return take_turn(call, block, before >> 16);
-  if ((call.halves & kReceive) == 0) return;
+  if ((before & 0xFFFF) + 1 == gridDim.x) {
+    take_turn(call, block, before >> 16);
+    return true;
+  }
+  if ((call.halves & kReceive) == 0) return true;
   const auto is_open = [&] { return (*static_cast<volatile std::uint32_t*>(gate) & 0xFFFF) == gridDim.x; };
   for (int polls = 0; !is_open(); ++polls) {
     if (polls < kGatePolls) continue;
     if ((atomicAdd(gate, 1u << 16) & 0xFFFF) == gridDim.x) break;  // the last one has not counted this one: it stays
     atomicOr(&call.progress->retreated[parity][blockIdx.x / 32], 1u << blockIdx.x % 32);
-    return;
+    return false;
   }
-  block.go = 1;
+  return true;
+}
+
+/// The comm warp, after start(): passes the gate and tells the block.
+__device__ inline void open_gate(const CallParams& call, Block& block) {
+  if (lane_index() == 0) {
+    const bool open = pass_gate(call, block);
+    __threadfence_block();  // num_extra first
+    *static_cast<volatile int*>(&block.gate) = open ? 1 : 2;
+  }
+  __syncwarp();
+}
+__device__ __forceinline__ int gate_of(const Block& block) {
+  return *static_cast<const volatile int*>(&block.gate);
+}
+/// Another warp, after what it does meanwhile. The gate's own wait has a limit.
+__device__ __forceinline__ bool gate_opens(const Block& block) {
+  while (gate_of(block) == 0) {
+  }
+  __syncwarp();
+  return gate_of(block) == 1;
 }
 
 /// Calls serve(share) for this block's share of the receiving, then for those of blocks that have retreated. One call site:
@@ -298,7 +351,8 @@ __device__ inline bool agree_on(const CallParams& call, const Block& block, int 
   }
 }
 
-/// One warp: every source's number of tokens and whether it takes part, for the block.
+/// One warp: every source's number of tokens, its form and whether it takes part, for the block. Looks while the gate is
+/// still shut, and leaves when the block retreats: then nobody uses what is found.
 __device__ inline void await_heads(const CallParams& call, Block& block) {
   const int source = lane_index();
   const Team& team = call.team;
@@ -310,14 +364,17 @@ __device__ inline void await_heads(const CallParams& call, Block& block) {
   } else if (source < team.num_ranks) {
     const bool counts_time = call.waited != nullptr && is_clerk_block();
     const std::uint64_t from_ns = counts_time ? protocol::now_ns() : 0;
-    std::uint64_t& word = word_in(call, region_of(call, team.rank, source, block.turn), 0);
+    std::uint64_t& word = word_in(call, block.from[source], 0);
     std::uint64_t seen = 0;
     const auto there = [&] {
       seen = protocol::Shared(word).load(protocol::kRelaxed);
       return protocol::count_epoch(seen) == block.turn;
     };
-    present = (block.dead >> source & 1) == 0 && await(call, block, source, kWaitInReceive, there);
-    if (team.masked != nullptr && *static_cast<volatile int*>(&block.broken) == 0) {
+    if ((block.dead >> source & 1) == 0) {
+      present = await(call, block, source, kWaitInReceive, [&] { return there() || gate_of(block) == 2; }) &&
+                gate_of(block) != 2;
+    }
+    if (gate_of(block) != 2 && team.masked != nullptr && *static_cast<volatile int*>(&block.broken) == 0) {
       present = agree_on(call, block, source, present) && there();
     }
     if (present) {
@@ -336,10 +393,35 @@ __device__ inline void await_heads(const CallParams& call, Block& block) {
     if (!present) tokens = 0;
     if (counts_time) call.waited[source] += protocol::now_ns() - from_ns;
   }
-  if (source < kMaxRanks) block.tokens[source] = static_cast<std::int32_t>(tokens);
+  if (source < kMaxRanks) {
+    block.tokens[source] = static_cast<std::int32_t>(tokens);
+    block.form[source] = form_of(call, static_cast<int>(tokens), block.turn);
+  }
   const unsigned all = __ballot_sync(kAllLanes, present);
   if (source == 0) block.present = all;
   __syncwarp();
+}
+
+/// A lane's look ahead at what `source` says about `token`, while the gate is still shut: waits until the head is there and,
+/// if the source has that token, word_is_there() too. False: it has not, is masked, or this block retreats.
+template <class WordIsThere>
+__device__ __forceinline__ bool look_ahead(const CallParams& call, Block& block, int source, int token,
+                                           WordIsThere&& word_is_there) {
+  if ((block.dead >> source & 1) != 0) return false;
+  bool found = false;
+  std::uint64_t& head = word_in(call, block.from[source], 0);
+  const bool came = await(call, block, source, kWaitInReceive, [&] {
+    int tokens = call.routing.num_tokens;
+    if (source != call.team.rank) {
+      const std::uint64_t seen = protocol::Shared(head).load(protocol::kRelaxed);
+      if (protocol::count_epoch(seen) != block.turn) return gate_of(block) == 2;
+      tokens = static_cast<int>(protocol::count_value(seen) & 0xFFFF);
+    }
+    if (token >= tokens) return true;
+    found = word_is_there();
+    return found || gate_of(block) == 2;
+  });
+  return came && found;
 }
 
 // ---- refresh -------------------------------------------------------------------------------------------------------
@@ -350,9 +432,10 @@ template <class Chunks>
 __device__ inline void refresh(const CallParams& call, const Block& block, std::uint64_t first_word, Chunks&& chunks,
                                std::uint32_t worker, std::uint32_t workers) {
   if (block.ok == 0) return;
+#pragma unroll 1
   for (int peer = 0; peer < call.team.num_ranks; ++peer) {
     if ((block.dead >> peer & 1) != 0) continue;
-    std::byte* const region = region_of(call, peer, call.team.rank, block.turn);
+    std::byte* const region = block.to[peer];
     for (std::uint64_t i = first_word + worker; i < call.layout.num_words; i += workers) {
       protocol::Shared(word_in(call, region, i)).store(0, protocol::kRelaxed);
     }

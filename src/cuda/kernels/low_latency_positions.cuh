@@ -43,6 +43,7 @@ __device__ __forceinline__ LaneChoice choice_of_lane(const CallParams& call, int
 __device__ inline void count_tokens(const CallParams& call, std::int32_t* histogram, int begin, int end, int warp,
                                     int warps, unsigned* strays = nullptr) {
   const int lane_token = lane_index() / call.top_k, lane_choice = lane_index() % call.top_k;
+#pragma unroll 1
   for (int token = begin + warp * call.tokens_per_warp; token < end; token += warps * call.tokens_per_warp) {
     const LaneChoice choice = choice_of_lane(call, token, end, lane_token, lane_choice);
     if (choice.first) atomicAdd(histogram + choice.expert, 1);
@@ -50,45 +51,56 @@ __device__ inline void count_tokens(const CallParams& call, std::int32_t* histog
   }
 }
 
-/// One warp sends the choices of tokens [begin, end), of which `histogram` holds all earlier ones, to every rank; adds them
-/// to the histogram. Pattern G.
-__device__ inline void send_choices(const CallParams& call, const Block& block, std::int32_t* histogram, int begin,
-                                    int end) {
-  const int lane = lane_index(), me = call.team.rank;
-  for (int token = begin; token < end; ++token) {
-    const int raw = lane < call.top_k ? checked_id(call, raw_id(call, token, lane)) : -1;
-    const unsigned same = __match_any_sync(kAllLanes, raw);
-    const bool first = raw >= 0 && __ffs(static_cast<int>(same)) - 1 == lane;
-    const int home = raw >= 0 ? rank_of(call, raw) : -1;
-    std::uint32_t value = kNoChoice;
-    if (first) {
-      const auto local = static_cast<std::uint32_t>(raw - call.first_expert[home]);
-      value = local << kPositionBits | static_cast<std::uint32_t>(histogram[raw]++);
+/// The expert that this lane's choice of a token names, or -1.
+__device__ __forceinline__ int id_of_lane(const CallParams& call, int token) {
+  return lane_index() < call.top_k ? checked_id(call, raw_id(call, token, lane_index())) : -1;
+}
+
+/// What a choice's word says to the rank that hosts the expert; other ranks get kNoChoice.
+struct Place {
+  int home;             ///< -1 = none
+  std::uint32_t value;  ///< kNoChoice for a repetition
+};
+
+/// One warp: the place of this lane's choice of a token, of which `histogram` holds all earlier ones; adds the token.
+__device__ __forceinline__ Place take_place(const CallParams& call, std::int32_t* histogram, int id) {
+  const unsigned same = __match_any_sync(kAllLanes, id);
+  Place place{-1, kNoChoice};
+  if (id >= 0) {
+    place.home = rank_of(call, id);
+    if (__ffs(static_cast<int>(same)) - 1 == lane_index()) {
+      const auto local = static_cast<std::uint32_t>(id - call.first_expert[place.home]);
+      place.value = local << kPositionBits | static_cast<std::uint32_t>(histogram[id]++);
     }
-    if (lane < call.top_k) {
-      const std::uint64_t index = call.cut.table_word(static_cast<std::uint64_t>(token), lane);
-      for (int step = 1; step <= call.team.num_ranks;
-           ++step) {  // this rank last: its own rows wait for the rest anyway
-        const int rank = (me + step) % call.team.num_ranks;
-        if ((block.dead >> rank & 1) != 0) continue;
-        protocol::put_count(word_in(call, region_of(call, rank, me, block.turn), index), block.turn,
-                            rank == home ? value : kNoChoice);
-      }
-    }
-    __syncwarp();  // the next token finds the histogram complete
+  }
+  __syncwarp();  // the next token finds the histogram complete
+  return place;
+}
+
+/// One warp sends a token's choices to every rank, this one last: its own rows wait for the others anyway. Pattern G.
+__device__ __forceinline__ void send_places(const CallParams& call, const Block& block, int token, const Place& place) {
+  const int lane = lane_index();
+  if (lane >= call.top_k) return;
+  const std::uint32_t index = call.cut.table_word(static_cast<unsigned>(token), lane);
+#pragma unroll 1
+  for (int step = 1; step <= call.team.num_ranks; ++step) {
+    const int rank = around(call, call.team.rank + step);
+    if ((block.dead >> rank & 1) != 0) continue;
+    protocol::put_count(word_in(call, block.to[rank], index), block.turn, rank == place.home ? place.value : kNoChoice);
   }
 }
 
-/// Head and counts per expert to every rank, from the histogram of all tokens; by threads [0, threads). Pattern G.
+/// Counts per expert to every rank, from the histogram of all tokens; by threads [0, threads). Pattern G.
 __device__ inline void send_counts(const CallParams& call, const Block& block, const std::int32_t* histogram,
                                    int thread, int threads) {
   const int me = call.team.rank, most = static_cast<int>(call.cut.table_words) - 1;
+#pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step) {
-    const int rank = (me + step) % call.team.num_ranks;
+    const int rank = around(call, me + step);
     if ((block.dead >> rank & 1) != 0) continue;
-    std::byte* const region = region_of(call, rank, me, block.turn);
-    if (thread == 0 && rank != me) send_head(call, block, rank);
+    std::byte* const region = block.to[rank];
     const int first = call.first_expert[rank], count = call.first_expert[rank + 1] - first;
+#pragma unroll 1
     for (int local = thread; local < most; local += threads) {
       protocol::put_count(word_in(call, region, 1 + static_cast<unsigned>(local)), block.turn,
                           local < count ? static_cast<std::uint32_t>(histogram[first + local]) : 0);

@@ -25,15 +25,15 @@ struct Wanted {
 
 /// rows[pair][local expert] = the row of the pair's token in the expert's slab, -1 = none; pairs are sources source,
 /// source + 1, ... (around) or tokens token, token + 1, ... Only range and source index are needed: a source's tokens ascend
-/// inside an expert's range, so a search finds them. By threads [0, threads); a barrier must follow.
-__device__ inline void find_rows(const CombineParams& p, std::int32_t* rows, const Wanted& wanted, int thread,
-                                 int threads) {
+/// inside an expert's range, so a search finds them. By threads [0, threads); a barrier must follow. Out of line as weigh().
+static __device__ __noinline__ void search_rows(std::int32_t* rows, const std::int64_t* ranges,
+                                                const std::int32_t* sources, Wanted wanted, int ranks, int experts,
+                                                int slab_rows, int threads) {
+  const int thread = static_cast<int>(threadIdx.x);
   constexpr int kUnroll = 4;
-  const CallParams& call = p.call;
-  const int ranks = call.team.num_ranks, experts = call.num_local_experts;
-  const int slab_rows = ranks * call.max_tokens;
   const int total = wanted.num_sources * wanted.num_tokens * experts;
   const float per_pair = __frcp_rn(static_cast<float>(experts));
+#pragma unroll 1
   for (int base = thread; base < total; base += kUnroll * threads) {
     int low[kUnroll], high[kUnroll], token[kUnroll], found[kUnroll];
     const std::int32_t* source[kUnroll];
@@ -53,14 +53,15 @@ __device__ inline void find_rows(const CombineParams& p, std::int32_t* rows, con
         from += pair;
         if (from >= ranks) from -= ranks;
       }
-      source[i] = p.source + static_cast<std::int64_t>(expert) * slab_rows;
-      const std::int64_t packed = p.range[expert * ranks + from];
+      source[i] = sources + static_cast<std::int64_t>(expert) * slab_rows;
+      const std::int64_t packed = ranges[expert * ranks + from];
       // Cut to the slab: the arrays are the caller's.
       const std::int64_t begin = min(max(packed >> 32, std::int64_t{0}), std::int64_t{slab_rows});
       const std::int64_t count = min(packed & 0xFFFF'FFFF, slab_rows - begin);
       low[i] = static_cast<int>(begin);
       high[i] = static_cast<int>(begin + count);
     }
+#pragma unroll 1
     for (bool searching = true; searching;) {
       searching = false;
       std::int32_t middle[kUnroll];
@@ -88,6 +89,13 @@ __device__ inline void find_rows(const CombineParams& p, std::int32_t* rows, con
       if (base + i * threads < total) rows[base + i * threads] = found[i];
     }
   }
+}
+
+__device__ __forceinline__ void find_rows(const CombineParams& p, std::int32_t* rows, const Wanted& wanted,
+                                          int threads) {
+  const CallParams& call = p.call;
+  search_rows(rows, p.range, p.source, wanted, call.team.num_ranks, call.num_local_experts,
+              call.team.num_ranks * call.max_tokens, threads);
 }
 
 // ---- strips --------------------------------------------------------------------------------------------------------
@@ -153,10 +161,19 @@ __device__ __forceinline__ void round_sums(const Sums& sums, uint4 (&row)[2]) {
   }
 }
 
-/// sums += weight * row over the lanes in `choices`, ascending: lane k holds choice k's row and weight. All lanes.
-__device__ __forceinline__ void weigh(Sums& sums, unsigned choices, const std::byte* row, float weight,
-                                      std::int64_t hidden, int strip) {
+/// A strip's two vectors in a lane.
+struct Vectors {
+  uint4 at[2];
+};
+
+/// FP32 from 0, fma(weight, row) over the lanes in `choices`, ascending, rounded to BF16: lane k holds choice k's row and
+/// weight. All lanes. Out of line, with arguments by value: it is long and called from several places, and code that is
+/// not there yet costs more than a call.
+static __device__ __noinline__ Vectors weigh(unsigned choices, const std::byte* row, float weight, int hidden,
+                                             int strip) {
   constexpr int kBatch = 8;  // loads in flight
+  Sums sums = {};
+#pragma unroll 1
   while (choices != 0) {
     uint4 rows[kBatch][2];
     unsigned left = choices;
@@ -173,13 +190,18 @@ __device__ __forceinline__ void weigh(Sums& sums, unsigned choices, const std::b
       choices &= choices - 1;
     }
   }
+  Vectors rounded;
+  round_sums(sums, rounded.at);
+  return rounded;
 }
 
 /// The same over LogFMT records: a word per strip says whether it is coded.
-__device__ __forceinline__ void weigh_logfmt(Sums& sums, unsigned choices, const std::byte* record, float weight,
-                                             std::int64_t hidden, int strip) {
+static __device__ __noinline__ Vectors weigh_logfmt(unsigned choices, const std::byte* record, float weight, int hidden,
+                                                    int strip) {
+  Sums sums = {};
   const int lane = lane_index();
   const bool here = element_of<true>(strip, 0) < hidden;
+#pragma unroll 1
   for (; choices != 0; choices &= choices - 1) {
     const int choice = __ffs(static_cast<int>(choices)) - 1;
     const std::byte* const from = from_lane(record, choice);
@@ -201,6 +223,9 @@ __device__ __forceinline__ void weigh_logfmt(Sums& sums, unsigned choices, const
       add_weighted(sums, row, factor);
     }
   }
+  Vectors rounded;
+  round_sums(sums, rounded.at);
+  return rounded;
 }
 
 /// Copies a strip of an expert's row to a record. LogFMT: coded if all groups of its chunk qualify; a chunk is 1024
