@@ -10,7 +10,7 @@ from typing import Any, Iterator, Optional, Tuple
 
 from . import _native
 from .arrays import code_of, torch_library
-from .errors import ArgumentError, UnsupportedError, argument_error
+from .errors import CapacityError, UnsupportedError, argument_error
 
 logger = logging.getLogger("anyep")
 
@@ -78,8 +78,6 @@ class Gpu:
     def _captured_rows(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int) -> Any:
         """A capture has a pool of its own, which torch prefers to ours. What is allocated here goes to no other call as long as
         the engine lives: a replay writes it again."""
-        from .errors import CapacityError
-
         try:
             rows = self._native.make_rows(1, num_bytes, _UINT8, 0, self.stream())
         except CapacityError:
@@ -256,6 +254,3 @@ def _current_device() -> int:
     except ImportError:
         return 0
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
-
-
-__all__ = ["ArgumentError", "Gpu", "WindowPool", "device_of", "must_have_torch", "number_of"]
