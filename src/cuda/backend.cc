@@ -184,8 +184,9 @@ void CudaBackend::copy_masks(const TensorView& out, StreamRef stream) const {
 void CudaBackend::mask(int rank) {
   rank_->group().mask(rank);
 }
-void CudaBackend::unmask(int rank) {
-  rank_->group().ask_unmask(rank);
+void CudaBackend::unmask(int) {
+  // The agreement on a turn is made by hosts, which count turns on CPU ranks only; here kernels count them.
+  core::throw_error(ErrorCode::kUnsupported, "unmask", "a masked rank stays masked on GPUs; make a new engine with it");
 }
 void CudaBackend::fail(const Error& error) noexcept {
   rank_->group().fail(error);
