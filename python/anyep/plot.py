@@ -40,10 +40,12 @@ FIGURE = ("op", "kind", "dtype", "memory", "api", "tokens", "hidden", "topk", "e
 # What tells the curves of a panel apart, if it varies; else it stands under the title.
 CURVE = ("dtype", "memory", "api", "sms", "graph", "hidden", "topk", "experts", "routing", "gpu", "count")
 PEER_CURVE = ("dtype", "hidden", "topk", "experts", "routing", "gpu", "count")
+_YARDSTICKS = ("ceiling", "pattern", "agreement")  # of bench gpu
 
 
 def read_records(path: Path) -> List[Record]:
-    """Reads a file of records, one JSON object per line; empty lines are skipped.
+    """Reads a file of records, one JSON object per line; empty lines, and the ceilings and patterns that
+    stand beside the operations, are skipped.
 
     Raises:
         OSError: the file cannot be read. ArgumentError: a line is no JSON object, or lacks ``op``, ``tokens`` or ``ranks``.
@@ -58,6 +60,8 @@ def read_records(path: Path) -> List[Record]:
             except ValueError as error:
                 raise ArgumentError(f"read_records: {path}:{number} is not JSON: {error}. Give a file of records.",
                                     argument="path") from None
+            if isinstance(record, dict) and record.get("op") in _YARDSTICKS:
+                continue
             fault = _fault(record)
             if fault:
                 raise ArgumentError(f"read_records: {path}:{number}: {fault}. Give a file of records.", argument="path")
