@@ -30,10 +30,9 @@ struct FaultRecord {
   std::uint64_t limit_ns;
 };
 
-/// Fills a record that nobody else fills.
+/// Fills a record that this thread has claimed.
 ANYEP_HD inline void fill_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
                                  std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
-  record.claimed = 1;
   record.ended = static_cast<std::uint32_t>(ended);
   record.peer = who.peer;
   record.phase = who.phase;

@@ -49,6 +49,7 @@ ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t exp
   if (w.left == nullptr) {
     leave_record(*w.record, ended, who, expected, seen, elapsed_ns, w.limit_ns);
   } else if (Shared(*w.left).claim(0, 1, kRelaxed)) {  // in the GPU's own memory: few can swap words of the host's
+    w.record->claimed = 1;
     fill_record(*w.record, ended, who, expected, seen, elapsed_ns, w.limit_ns);
   }
   return ended;
