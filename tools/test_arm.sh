@@ -11,5 +11,5 @@ launcher=()
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 cmake -S . -B build/arm "${generator[@]}" "${launcher[@]}" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -Dfmt_DIR="$fmt_folder" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0 \
-  -DANYEP_BUILD_TESTS=OFF -DANYEP_BUILD_CLI=OFF -DANYEP_WERROR=ON
+  -DANYEP_BUILD_TESTS=OFF -DANYEP_BUILD_CLI=OFF -DANYEP_CUDA=OFF -DANYEP_WERROR=ON
 cmake --build build/arm -j "${1:-2}" --target anyep_objects anyep_reference
