@@ -28,12 +28,7 @@ Budget budget_of(const SweepOptions& options) {
   std::int64_t heap = 0;
   for (const FigureSpec& figure : options.figures) {
     if (is_pair(figure)) {
-      Shape shape;
-      shape.num_experts = options.batches.front().num_experts;
-      shape.top_k = options.model.top_k;
-      shape.hidden = options.model.hidden;
-      shape.max_tokens = figure.tokens;
-      budget.low_latency_bytes = std::max(budget.low_latency_bytes, low_latency_bytes_for(shape, ranks));
+      budget.low_latency_bytes = std::max(budget.low_latency_bytes, pair_bytes(options, figure));
     } else {
       // Outputs and answers of both row types may lie in the window at once.
       heap = std::max(heap, 4 * bench::most_rows_bytes(ranks, figure.tokens, 2 * options.model.hidden));

@@ -40,12 +40,7 @@ Budget budget_of(const SweepOptions& options) {
       rows = std::max(rows, ranks * figure.tokens * (2 * options.model.hidden + 1024));
       continue;
     }
-    Shape shape;
-    shape.num_experts = options.batches.front().num_experts;
-    shape.top_k = options.model.top_k;
-    shape.hidden = options.model.hidden;
-    shape.max_tokens = figure.tokens;
-    budget.low_latency_bytes = std::max(budget.low_latency_bytes, low_latency_bytes_for(shape, ranks));
+    budget.low_latency_bytes = std::max(budget.low_latency_bytes, pair_bytes(options, figure));
   }
   budget.rows_bytes = ranks * kSlotBytes + kHeldAtOnce * rows;
   budget.max_experts = std::max(budget.max_experts, options.batches.front().num_experts);

@@ -19,6 +19,16 @@ inline bool is_pair(const FigureSpec& figure) {
   return figure.op == BenchOp::kPair;
 }
 
+/// Low-latency memory that a pair of this figure needs.
+inline std::int64_t pair_bytes(const SweepOptions& options, const FigureSpec& figure) {
+  Shape shape;
+  shape.num_experts = options.batches.front().num_experts;
+  shape.top_k = options.model.top_k;
+  shape.hidden = options.model.hidden;
+  shape.max_tokens = figure.tokens;
+  return low_latency_bytes_for(shape, options.team.num_ranks);
+}
+
 /// Series on the board: a time and a number of wrong elements per figure, rows per figure, copies.
 struct SeriesOf {
   int figures = 0;

@@ -131,10 +131,10 @@ def check(root, paths):
                 found.append(f"{path}: no #pragma once")
         if is_code or file.suffix in (".py", ".sh", ".cmake", "") and not path.startswith("LICENSE"):
             check_size(path, lines, found)
-        if path.startswith("bench/results/") or path == ".gitignore":
+        if path == ".gitignore":
             continue
         for number, line in enumerate(lines, 1):
-            if OPEN_ENDS.search(line):
+            if OPEN_ENDS.search(line) and not path.startswith("bench/results/"):
                 found.append(f"{path}:{number}: an open end: {line.strip()[:80]}")
             if MACHINE_PATH.search(line):
                 found.append(f"{path}:{number}: a path of one machine: {line.strip()[:80]}")

@@ -72,16 +72,24 @@ Rows GpuHighThroughput::input(int i) const {
   return rows;
 }
 
-void GpuHighThroughput::dispatch(int i) {
-  Output& output = fresh_[static_cast<std::size_t>(i % num_copies())];
+Rows GpuHighThroughput::routed_input(int i) const {
   Rows rows = input(i);
   rows.experts = experts_.view();
   rows.weights = weights_.view();
+  return rows;
+}
+
+Routing GpuHighThroughput::routing() const {
   Routing routing;
   routing.experts = experts_.view();
+  return routing;
+}
 
+void GpuHighThroughput::dispatch(int i) {
+  Output& output = fresh_[static_cast<std::size_t>(i % num_copies())];
+  const Rows rows = routed_input(i);
   const double begin = now_us();
-  const Handle handle = engine_->route(data_->shape(), routing, stream(), options());
+  const Handle handle = engine_->route(data_->shape(), routing(), stream(), options());
   const double routed = now_us();
   const std::int64_t num_rows = handle.num_rows();
   const double counted = now_us();
@@ -95,14 +103,9 @@ void GpuHighThroughput::dispatch(int i) {
 
 void GpuHighThroughput::dispatch_ahead(int i) {
   Output& output = fresh_[static_cast<std::size_t>(i % num_copies())];
-  Rows rows = input(i);
-  rows.experts = experts_.view();
-  rows.weights = weights_.view();
-  Routing routing;
-  routing.experts = experts_.view();
-
+  const Rows rows = routed_input(i);
   const double begin = now_us();
-  const Handle handle = engine_->route(data_->shape(), routing, stream(), options());
+  const Handle handle = engine_->route(data_->shape(), routing(), stream(), options());
   output.owned = engine_->make_rows(data_->num_ranks() * data_->shape().max_tokens, data_->shape());
   output.rows = output.owned.view();
   engine_->dispatch(rows, handle, output.rows, stream(), options());

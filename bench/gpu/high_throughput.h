@@ -50,6 +50,8 @@ class GpuHighThroughput {
   Output make_output() const;
   void make_answers();
   Rows input(int i) const;
+  Rows routed_input(int i) const;  ///< with the side data of a fresh dispatch
+  Routing routing() const;
   Options options() const;
   StreamRef stream() const { return {stream_}; }
   void finish() const;

@@ -71,7 +71,7 @@ class Backend {
   /// work is done. False: calls do their work on the thread that makes them, tensors lie in host memory.
   virtual bool runs_on_stream() const { return false; }
   /// The call's stream goes on only once an event of a host's has ended; the caller does not wait.
-  virtual void hold_back(const Call&, const std::shared_ptr<Event::State>&) {}
+  virtual void hold_back(const Call&, const Event::State&) {}
   /// The event that ends the op whose call was just made.
   virtual std::shared_ptr<Event::State> record(const Call&) { return nullptr; }
   /// A handle over arrays in this device's memory that the caller keeps alive by `owner`.

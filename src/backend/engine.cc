@@ -148,6 +148,16 @@ OwnedRows Engine::make_rows(std::int64_t num_rows, const Shape& shape, StreamRef
 
 namespace {
 
+/// A dense array of the caller's.
+void check_array(const char* op, const char* name, const TensorView& view, std::initializer_list<DType> dtypes,
+                 const Extents& extents) {
+  const backend::Argument argument{op, name, view};
+  argument.must_have_dtype(dtypes);
+  argument.must_have_shape(extents);
+  argument.must_be_dense();
+  argument.must_have_memory();
+}
+
 void check_layout(const Shape& shape, const Routing& routing, const backend::Limits& limits) {
   constexpr const char* kOp = "layout";
   backend::check_routing(kOp, shape, routing, limits);
@@ -166,18 +176,10 @@ void Engine::layout(const Shape& shape, const Routing& routing, const LayoutArra
   constexpr const char* kOp = "layout";
   Core::Entry entry(*core_, kOp);
   check_layout(shape, routing, core_->limits);
-  const auto check = [&](const char* name, const TensorView& view, std::initializer_list<DType> dtypes,
-                         const Extents& extents) {
-    const backend::Argument argument{kOp, name, view};
-    argument.must_have_dtype(dtypes);
-    argument.must_have_shape(extents);
-    argument.must_be_dense();
-    argument.must_have_memory();
-  };
-  check("out.tokens_per_rank", out.tokens_per_rank, {DType::kI32}, {core_->limits.num_ranks});
-  check("out.pairs_per_expert", out.pairs_per_expert, {DType::kI32}, {shape.num_experts});
-  check("out.token_in_rank", out.token_in_rank, {DType::kBool, DType::kU8},
-        {routing.experts.shape[0], core_->limits.num_ranks});
+  check_array(kOp, "out.tokens_per_rank", out.tokens_per_rank, {DType::kI32}, {core_->limits.num_ranks});
+  check_array(kOp, "out.pairs_per_expert", out.pairs_per_expert, {DType::kI32}, {shape.num_experts});
+  check_array(kOp, "out.token_in_rank", out.token_in_rank, {DType::kBool, DType::kU8},
+              {routing.experts.shape[0], core_->limits.num_ranks});
   core_->launch([&] { core_->backend->layout_into(shape, routing, out, stream); });
 }
 
@@ -185,17 +187,10 @@ Handle Engine::adopt(const HandleArrays& arrays, std::shared_ptr<const void> own
   constexpr const char* kOp = "adopt";
   Core::Entry entry(*core_, kOp);
   const int ranks = core_->limits.num_ranks;
-  const auto check = [&](const char* name, const TensorView& view, const Extents& extents) {
-    const backend::Argument argument{kOp, name, view};
-    argument.must_have_dtype({DType::kI32});
-    argument.must_have_shape(extents);
-    argument.must_be_dense();
-    argument.must_have_memory();
-  };
-  check("rows_until", arrays.rows_until, {ranks});
-  check("place", arrays.place, {-1, ranks});
-  check("source", arrays.source, {-1});
-  check("tokens", arrays.tokens, {ranks});
+  check_array(kOp, "rows_until", arrays.rows_until, {DType::kI32}, {ranks});
+  check_array(kOp, "place", arrays.place, {DType::kI32}, {-1, ranks});
+  check_array(kOp, "source", arrays.source, {DType::kI32}, {-1});
+  check_array(kOp, "tokens", arrays.tokens, {DType::kI32}, {ranks});
   return Handle(core_->backend->adopt(arrays, std::move(owner), stream));
 }
 
@@ -224,11 +219,7 @@ static void check_mask(const Engine::Core& core, const char* op, int rank) {
 void Engine::masks(const TensorView& out, StreamRef stream) {
   Core::Entry entry(*core_, "masks");
   if (!core_->limits.budget.masks) core::throw_error(ErrorCode::kState, "masks", "the budget does not allow masks");
-  const backend::Argument argument{"masks", "out", out};
-  argument.must_have_dtype({DType::kI32});
-  argument.must_have_shape({core_->limits.num_ranks});
-  argument.must_be_dense();
-  argument.must_have_memory();
+  check_array("masks", "out", out, {DType::kI32}, {core_->limits.num_ranks});
   core_->backend->copy_masks(out, stream);
 }
 

@@ -38,11 +38,10 @@ class Engine::Core {
  public:
   Core(std::unique_ptr<backend::Backend> the_backend, const Budget& budget, const Topology& the_topology,
        const Tuning& the_tuning)
-      : backend(std::move(the_backend)), topology(the_topology), tuning(the_tuning), queue([this](const Error& error) {
-          if (spares_the_engine(error.code)) return;
-          seen = true;
-          backend->fail(error);
-        }) {
+      : backend(std::move(the_backend)),
+        topology(the_topology),
+        tuning(the_tuning),
+        queue([this](const Error& error) { spoil(error); }) {
     limits.num_ranks = topology.num_ranks();
     limits.rank = topology.rank;
     limits.budget = budget;
@@ -86,11 +85,7 @@ class Engine::Core {
     const std::optional<Error> first = backend->first_error();
     if (!first) return;
     seen = true;
-    if (!first->op.empty()) throw Error(*first);
-    Error error = core::reworded(*first, fmt::format("{} (phase {}): {}", op, phase, first->what()));
-    error.op = op;
-    error.phase = phase;
-    throw error;
+    throw core::met_in(*first, op, phase);
   }
 
   /// The error of a failed engine that no call has met yet, met by close().
@@ -180,7 +175,7 @@ class Engine::Core {
       } else if (event.state_->done()) {
         event.state_->wait();  // throws what went wrong
       } else {
-        backend->hold_back(call, event.state_);
+        backend->hold_back(call, *event.state_);
       }
     }
   }
@@ -204,13 +199,17 @@ class Engine::Core {
     try {
       body();
     } catch (const Error& error) {
-      if (!spares_the_engine(error.code)) {
-        seen = true;
-        backend->fail(error);
-      }
+      spoil(error);
       throw;
     }
     first_done = true;
+  }
+
+  /// What went wrong in an op, unless it spares the engine.
+  void spoil(const Error& error) {
+    if (spares_the_engine(error.code)) return;
+    seen = true;
+    backend->fail(error);
   }
 
   /// On the stream; or inline when the caller waits, else on the worker.

@@ -72,6 +72,14 @@ Error reworded(const Error& error, const std::string& text) {
   return other;
 }
 
+Error met_in(const Error& first, std::string_view op, std::string_view phase) {
+  if (!first.op.empty()) return first;
+  Error error = reworded(first, fmt::format("{} (phase {}): {}", op, phase, first.what()));
+  error.op = op;
+  error.phase = phase;
+  return error;
+}
+
 void throw_internal(const char* condition, const char* text, const char* file, int line) {
   throw Error(ErrorCode::kInternal,
               fmt::format("broken invariant: {} ({}) at {}:{}. This is a defect of AnyEP, please report it", text,

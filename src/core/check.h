@@ -28,6 +28,9 @@ namespace anyep::core {
 /// The same error with another text.
 Error reworded(const Error& error, const std::string& text);
 
+/// What a call meets of a failure that is nobody's op: the same error, with this op and phase; an error that has an op stays.
+Error met_in(const Error& first, std::string_view op, std::string_view phase);
+
 /// kInternal with the place of the broken invariant.
 [[noreturn]] void throw_internal(const char* condition, const char* text, const char* file, int line);
 

@@ -40,8 +40,8 @@ LayoutParams layout_params(const Shape& shape, const Routing& routing, int num_r
 
 }  // namespace
 
-void CudaBackend::hold_back(const backend::Call& call, const std::shared_ptr<anyep::Event::State>& event) {
-  rank_->hold_back(call, *event);
+void CudaBackend::hold_back(const backend::Call& call, const anyep::Event::State& event) {
+  rank_->hold_back(call, event);
 }
 
 std::shared_ptr<anyep::Event::State> CudaBackend::record(const backend::Call& call) {
@@ -70,6 +70,7 @@ Layout CudaBackend::layout(const Shape& shape, const Routing& routing, StreamRef
   core::Cursor at(core::kArrayAlignment);
   const std::uint64_t per_rank = at.take(ranks * 4), per_expert = at.take(experts * 4),
                       in_rank = at.take(tokens * ranks);
+  rank_->allocate_for(native(stream));
   const Block block = rank_->allocate(at.bytes(), "layout", "the layout", Rank::Store::kHandles);
   LayoutParams params = layout_params(shape, routing, rank_->num_ranks());
   params.tokens_per_rank = reinterpret_cast<std::int32_t*>(block.data() + per_rank);
@@ -203,7 +204,7 @@ std::vector<int> CudaBackend::close() {
 
 std::uint64_t CudaBackend::ids_out_of_range() const {
   const DeviceGuard guard(rank_->device());
-  (void)rank_->drain(UINT64_MAX);
+  rank_->must_drain("ids_out_of_range");
   unsigned long long count = 0;
   check(cudaMemcpy(&count, &rank_->state()->ids_out_of_range, sizeof(count), cudaMemcpyDeviceToHost), "cudaMemcpy");
   return count;

@@ -17,7 +17,7 @@ class CudaBackend final : public backend::Backend {
   explicit CudaBackend(std::shared_ptr<Rank> rank) : rank_(std::move(rank)) {}
 
   bool runs_on_stream() const override { return true; }
-  void hold_back(const backend::Call&, const std::shared_ptr<anyep::Event::State>&) override;
+  void hold_back(const backend::Call&, const anyep::Event::State&) override;
   std::shared_ptr<anyep::Event::State> record(const backend::Call&) override;
   std::shared_ptr<Handle::State> adopt(const HandleArrays&, std::shared_ptr<const void> owner, StreamRef) override;
   Layout layout(const Shape&, const Routing&, StreamRef) override;
@@ -50,7 +50,9 @@ class CudaBackend final : public backend::Backend {
 
  private:
   int sms(const backend::Call& call) const;
-  int low_latency_sms(const backend::Call& call) const;
+  int sms(const backend::Call& call, int unless_limited) const;
+  /// Counts the send; the halves that its launch plays.
+  int halves_of_send(backend::LowLatencyCall& op);
   void launch_low_latency_dispatch(backend::LowLatencyCall& op, int halves, Rank::Half half);
   void launch_low_latency_combine(backend::LowLatencyCall& op, int halves, Rank::Half half);
 

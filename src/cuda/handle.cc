@@ -60,6 +60,7 @@ TensorView DeviceHandle::tokens() {
 
 TensorView DeviceHandle::place() {
   if (!has_final_place) {
+    if (routed != nullptr) routed->wait();  // notify has made what the kernel reads
     const DeviceGuard guard(rank_->device());
     launch_final_places(place_data, before_data, tokens_per_range, static_cast<int>(num_tokens_), rank_->num_ranks(),
                         final_place_, nullptr);

@@ -18,7 +18,7 @@ class DeviceHandle final : public DeviceArrays {
   DeviceHandle(std::shared_ptr<Rank> rank, const HandleArrays& arrays, std::shared_ptr<const void> owner);
 
   TensorView rows_until() override;
-  TensorView place() override;   ///< waits for its stream's work
+  TensorView place() override;   ///< waits, where no dispatch has filled it
   TensorView source() override;  ///< @throws Error kState before the first dispatch
   TensorView tokens() override;
 
@@ -35,6 +35,7 @@ class DeviceHandle final : public DeviceArrays {
   // What the kernels of notify fill.
   std::int32_t *rows_until_data = nullptr, *tokens_data = nullptr, *place_data = nullptr, *before_data = nullptr;
   PagePointer page;
+  const anyep::Event::State* routed = nullptr;  ///< of the state that owns this; null = adopted
   int tokens_per_range = 1;
 
  private:

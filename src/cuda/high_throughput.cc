@@ -97,11 +97,13 @@ void send_sources(const std::shared_ptr<Rank>& rank, const Rank::Launch& launch,
 }  // namespace
 
 int CudaBackend::sms(const backend::Call& call) const {
-  // 16 reach the wire in every operation (measured on two H100; design document
-  // of the kernels).
+  // 16 reach the wire in every operation (two H100, bench/results).
   constexpr int kDefaultSms = 16;
-  const int wanted = call.num_sms > 0 ? call.num_sms : kDefaultSms;
-  return std::min(wanted, rank_->sms_of_rank());
+  return sms(call, kDefaultSms);
+}
+
+int CudaBackend::sms(const backend::Call& call, int unless_limited) const {
+  return std::min(call.num_sms > 0 ? call.num_sms : unless_limited, rank_->sms_of_rank());
 }
 
 void CudaBackend::route(const backend::Call& call, const backend::RouteCall& route) {
@@ -145,6 +147,7 @@ void CudaBackend::route(const backend::Call& call, const backend::RouteCall& rou
   state.device = handle;
   const core::ExpertBlock block = core::expert_block(route.num_experts, rank_->num_ranks(), rank_->rank());
   state.routed = std::make_shared<CountsEvent>(rank_, state, call.limit_ns, block.count);
+  handle->routed = state.routed.get();
 }
 
 void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCall& dispatch) {
@@ -156,8 +159,7 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   DispatchParams params;
   CopyRowsParams copies;
   const auto room = static_cast<std::uint64_t>(dispatch.room);
-  /// Where peers write a field: the caller's memory if it lies in the window,
-  /// else a block that is copied out of.
+  /// Where peers write a field: the caller's memory if it lies in the window, else a block that is copied out of.
   const auto take = [&](const TensorView& out, const char* what) {
     if (room == 0) return rank_->layout().heap;  // nobody writes there
     const std::uint64_t bytes = room * row_bytes(out);
@@ -209,7 +211,7 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   if (copies.num_fields > 0) {
     copies.num_rows = dispatch.room;
     copies.num_ranks = rank_->num_ranks();
-    launch_copy_rows(copies, rank_->num_sms(), launch.stream);
+    launch_copy_rows(copies, sms(call, rank_->sms_of_rank()), launch.stream);
   }
   verify_ = [handle_state = dispatch.handle, op = call.op, room = dispatch.room] {
     if (handle_state->routed != nullptr) handle_state->routed->wait();
@@ -249,7 +251,6 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
     const bool dense = weights.is_dense();
     if (!dense || (gathered && params.weights_in_window == Grant::kNone)) {
       Block block = rank_->allocate(bytes, call.op, "weights");
-      // Element by element where they lie apart: a row of one element each.
       CopyRowsParams::Field& field = weight_copy.field[weight_copy.num_fields++];
       const bool apart = weights.shape[1] > 1 && weights.strides[1] != 1;
       if (apart) {
@@ -279,8 +280,7 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
   if (weight_copy.num_fields > 0) launch_copy_rows(weight_copy, sms(call), launch.stream);
   const std::uint64_t bytes_of_slot = slot_bytes(params.dtype, params.hidden, params.num_weights);
   const auto slot_rows = static_cast<std::int64_t>(slots_of_pair(rank_->layout(), bytes_of_slot));
-  // Every rank cuts the op alike: the number of turns follows from the ranks'
-  // numbers of tokens alone.
+  // Every rank cuts the op alike: the number of turns follows from the ranks' numbers of tokens alone.
   std::int64_t most_tokens = 0;
   if (!launch.captured && combine.handle->routed != nullptr) combine.handle->routed->wait();
   for (const std::int32_t tokens : combine.handle->tokens) most_tokens = std::max<std::int64_t>(most_tokens, tokens);
@@ -289,8 +289,8 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
     return;
   }
   if (slot_rows == 0) {
-    core::throw_capacity(call.op, "bytes of one slot", slot_bytes(params.dtype, params.hidden, params.num_weights),
-                         rank_->layout().slot_region_bytes, "Create the engine with a larger rows_bytes.");
+    core::throw_capacity(call.op, "bytes of one slot", bytes_of_slot, rank_->layout().slot_region_bytes,
+                         "Create the engine with a larger rows_bytes.");
   }
   if (!handle.has_source()) send_sources(rank_, launch, handle, x.shape[0], sms(call));
   params.source = handle.source_data();

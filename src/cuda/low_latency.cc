@@ -116,7 +116,7 @@ void CudaBackend::launch_low_latency_dispatch(backend::LowLatencyCall& op, int h
   params.source = out.source.as<std::int32_t>();
   params.range = out.range.as<std::int64_t>();
   if (op.options.received.given()) params.received = op.options.received.as<std::int32_t>();
-  low_latency::launch_dispatch(params, low_latency_sms(op.call), rank_->has_gpu_alone(), launch.stream);
+  low_latency::launch_dispatch(params, sms(op.call, rank_->sms_of_rank()), rank_->has_gpu_alone(), launch.stream);
 }
 
 void CudaBackend::launch_low_latency_combine(backend::LowLatencyCall& op, int halves, Rank::Half half) {
@@ -144,18 +144,17 @@ void CudaBackend::launch_low_latency_combine(backend::LowLatencyCall& op, int ha
   params.range = in.range.as<const std::int64_t>();
   params.out = op.x.as<std::byte>();
   params.out_row_stride = row_stride(op.x, op.shape.hidden);
-  low_latency::launch_combine(params, low_latency_sms(op.call), rank_->has_gpu_alone(), launch.stream);
-}
-
-int CudaBackend::low_latency_sms(const backend::Call& call) const {
-  return call.num_sms > 0 ? std::min(call.num_sms, rank_->num_sms()) : rank_->sms_of_rank();
+  low_latency::launch_combine(params, sms(op.call, rank_->sms_of_rank()), rank_->has_gpu_alone(), launch.stream);
 }
 
 // Without a hook the send half of the interface does it all: one launch.
-void CudaBackend::low_latency_dispatch_send(backend::LowLatencyCall& op) {
+int CudaBackend::halves_of_send(backend::LowLatencyCall& op) {
   op.turn = rank_->next_low_latency_send();
-  const int both = low_latency::kSend | low_latency::kReceive;
-  launch_low_latency_dispatch(op, op.options.hook ? low_latency::kSend : both, Rank::Half::kFirst);
+  return op.options.hook ? low_latency::kSend : low_latency::kSend | low_latency::kReceive;
+}
+
+void CudaBackend::low_latency_dispatch_send(backend::LowLatencyCall& op) {
+  launch_low_latency_dispatch(op, halves_of_send(op), Rank::Half::kFirst);
 }
 
 void CudaBackend::low_latency_dispatch_receive(backend::LowLatencyCall& op) {
@@ -163,9 +162,7 @@ void CudaBackend::low_latency_dispatch_receive(backend::LowLatencyCall& op) {
 }
 
 void CudaBackend::low_latency_combine_send(backend::LowLatencyCall& op) {
-  op.turn = rank_->next_low_latency_send();
-  const int both = low_latency::kSend | low_latency::kReceive;
-  launch_low_latency_combine(op, op.options.hook ? low_latency::kSend : both, Rank::Half::kFirst);
+  launch_low_latency_combine(op, halves_of_send(op), Rank::Half::kFirst);
 }
 
 void CudaBackend::low_latency_combine_receive(backend::LowLatencyCall& op) {

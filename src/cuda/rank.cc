@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "core/check.h"
-#include "core/fault_point.h"
 #include "core/log.h"
 #include "core/tuning.h"
 #include "cuda/kernels/barrier.h"
@@ -25,27 +24,23 @@ namespace anyep::cuda {
 namespace {
 
 constexpr const char* kCreate = "create";
-/// Records of ops in flight: far more than fit a stream's queue before the host
-/// waits (1024 launches).
+/// Records of ops in flight: more than fit a stream's queue before the host waits (1024 launches).
 constexpr std::uint32_t kRecords = 2048;
 /// Records of captured ops, each for the graph's life.
 constexpr std::uint32_t kCapturedRecords = 4096;
 /// Host events that streams may be waiting for at a time.
 constexpr std::uint32_t kGates = 4096;
-/// Pages of counts, hence handles alive at a time before the oldest idle ones
-/// are asked for.
+/// Pages of counts that are taken at a time; each handle holds one.
 constexpr std::size_t kPages = 256;
-/// How long a failed rank's kernels may take to leave: a look around every 1000
-/// polls, microseconds on an idle GPU; another stream's kernels may hold its
-/// SMs meanwhile.
+/// How long a failed rank's kernels may take to leave: a look around every 1000 polls, microseconds on an idle GPU; another
+/// stream's kernels may hold its SMs meanwhile.
 constexpr std::uint64_t kLeaveNs = 2'000'000'000;
 
 }  // namespace
 
 // ---- events of ops ------------------------------------------------------------------------------------------------
 
-/// Done when the stream has passed it; then throws what the op's kernels have
-/// left behind.
+/// Done when the stream has passed it; then throws what the op's kernels have left behind.
 class StreamEvent final : public anyep::Event::State {
  public:
   StreamEvent(std::shared_ptr<Rank> rank, std::shared_ptr<EventHandle> end, const char* name, std::uint64_t op_limit_ns,
@@ -77,18 +72,11 @@ class StreamEvent final : public anyep::Event::State {
   }
 
   void wait() const override {
-    while (!wait_for(limit_)) {  // what stands before it on the stream is the
-                                 // caller's, and has no limit of ours
+    while (!wait_for(limit_)) {  // what stands before it on the stream is the caller's, and has no limit of ours
     }
   }
 
-  void make_wait(StreamRef stream) const override {
-    if (stream.native != nullptr) {
-      end_->make_wait(static_cast<cudaStream_t>(stream.native));
-    } else {
-      wait();
-    }
-  }
+  void make_wait(StreamRef stream) const override { end_->make_wait(static_cast<cudaStream_t>(stream.native)); }
 
  private:
   std::shared_ptr<Rank> rank_;
@@ -203,14 +191,10 @@ void Rank::take_device_memory() {
   core::Cursor at(64);
   const std::uint64_t records_at = at.take(records);
   const std::uint64_t gates_at = at.take(kGates * sizeof(std::uint64_t));
-  const std::uint64_t pages_at = at.take(kPages * core::round_up(sizeof(CountsPage), 64));
   pinned_ = PinnedPages(at.bytes());
   gates_ = reinterpret_cast<std::uint64_t*>(pinned_.data() + gates_at);
   records_ = reinterpret_cast<protocol::FaultRecord*>(pinned_.data() + records_at);
-  for (std::size_t page = 0; page < kPages; ++page) {
-    free_pages_.push_back(
-        reinterpret_cast<CountsPage*>(pinned_.data() + pages_at + page * core::round_up(sizeof(CountsPage), 64)));
-  }
+  add_pages();
 }
 
 Rank::~Rank() {
@@ -233,8 +217,7 @@ std::byte* Rank::combine_buffer(std::uint64_t bytes) {
   }
   if (bytes > combine_buffer_bytes_) {
     core::throw_capacity("combine_buffer", "the zero-copy buffer", bytes, combine_buffer_bytes_,
-                         "Ask for the largest shape first: its address stays "
-                         "for the engine's life.");
+                         "Ask for the largest shape first: its address stays for the engine's life.");
   }
   return combine_buffer_;
 }
@@ -297,19 +280,27 @@ std::uint64_t Rank::offset_of(const void* data, std::uint64_t bytes) const {
 
 PagePointer Rank::take_page() {
   const std::lock_guard lock(mutex_);
-  if (free_pages_.empty()) {
-    core::throw_error(ErrorCode::kResource, "route",
-                      fmt::format("{} handles are alive; each holds a page of counts. Drop handles", kPages));
-  }
-  CountsPage* const page = free_pages_.back();
-  free_pages_.pop_back();
+  // A page serves again once the op that was put on a stream last by then is done: kernels of a dropped handle may still
+  // have been on their way.
+  if (free_pages_.empty() || (free_pages_.front().after != nullptr && !free_pages_.front().after->done())) add_pages();
+  CountsPage* const page = free_pages_.front().page;
+  free_pages_.pop_front();
   *page = CountsPage{};
-  // A page goes back behind the op that writes it: kernels of a dropped handle
-  // may still be on their way.
   return PagePointer(page, [rank = shared_from_this()](CountsPage* used) {
     const std::lock_guard back(rank->mutex_);
-    rank->free_pages_.insert(rank->free_pages_.begin(), used);
+    rank->free_pages_.push_back({used, rank->last_});
   });
+}
+
+/// In front: what has been given back stays in the order in which its ops end.
+void Rank::add_pages() {
+  const DeviceGuard guard(device_);
+  const OutsideCapture outside;
+  const std::uint64_t stride = core::round_up(sizeof(CountsPage), 64);
+  const PinnedPages& more = pages_.emplace_back(kPages * stride);
+  for (std::size_t page = 0; page < kPages; ++page) {
+    free_pages_.push_front({reinterpret_cast<CountsPage*>(more.data() + page * stride), nullptr});
+  }
 }
 
 void Rank::must_be_on_device(const char* op, const char* name, const TensorView& view) {
@@ -363,7 +354,7 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
   host::OpRun run(*group_, call, half == Half::kFirst ? host::OpRun::Start::kAnnounce : host::OpRun::Start::kResume);
   run.at(host::kBeforeSend);
   if (!launch.captured) {
-    if (!in_flight_.empty() && in_flight_.back().done == nullptr) in_flight_.pop_back();  // never got to its stream
+    drop_abandoned();
     while (!in_flight_.empty() && in_flight_.front().done->done()) in_flight_.pop_front();
     if (last_ != nullptr && last_stream_ != launch.stream) last_->make_wait(launch.stream);
   }
@@ -387,6 +378,11 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
   return launch;
 }
 
+/// The op that was begun last, where it never got to its stream.
+void Rank::drop_abandoned() {
+  if (!in_flight_.empty() && in_flight_.back().done == nullptr) in_flight_.pop_back();
+}
+
 void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event) {
   const std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
@@ -394,6 +390,7 @@ void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event
   if (is_capturing(stream)) {
     core::throw_error(ErrorCode::kUnsupported, call.op, "a host's event cannot be awaited in a captured graph");
   }
+  drop_abandoned();
   GateParams params;
   params.team = team_;
   params.team.announced = nullptr;  // no peer has to do with it
@@ -443,11 +440,14 @@ std::optional<Error> Rank::first_error() {
 void Rank::look(const char* op, const char* phase) {
   const std::optional<Error> first = first_error();
   if (!first) return;
-  if (!first->op.empty()) throw Error(*first);
-  Error error = core::reworded(*first, fmt::format("{} (phase {}): {}", op, phase, first->what()));
-  error.op = op;
-  error.phase = phase;
-  throw error;
+  throw core::met_in(*first, op, phase);
+}
+
+void Rank::must_drain(const char* op) {
+  const auto limit = core::scaled(group_->tuning().timeout, group_->tuning());
+  if (drain(static_cast<std::uint64_t>(limit.count()))) return;
+  look(op, "between");
+  core::throw_error(ErrorCode::kTimeout, op, "an operation is still on its stream at the limit");
 }
 
 bool Rank::drain(std::uint64_t limit_ns) noexcept {

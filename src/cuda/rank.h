@@ -16,10 +16,10 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/gpu_low_latency.h"
 #include "cuda/kernels/low_latency.h"
 #include "cuda/kernels/notify.h"
 #include "cuda/kernels/team.h"
-#include "cuda/low_latency_layout.h"
 #include "cuda/memory/heap.h"
 #include "cuda/memory/pinned.h"
 #include "cuda/memory/windows.h"
@@ -120,6 +120,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   std::optional<Error> first_error();
   /// Waits until everything that was put on streams is done; false at the limit.
   bool drain(std::uint64_t limit_ns) noexcept;
+  /// @throws Error kTimeout at the op limit
+  void must_drain(const char* op);
   /// Says goodbye and waits for the peers' words. Frees nothing: views may be held.
   std::vector<int> close();
 
@@ -134,6 +136,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Rank() = default;
   void take_device_memory();
   void fill_team();
+  void add_pages();
+  void drop_abandoned();
   void count_ranks_on_gpu(control::Control& control, Deadline deadline);
   std::optional<std::uint64_t> find_room(Heap& heap, std::uint64_t bytes, std::uint64_t least_growth);
   protocol::FaultRecord* next_record(bool captured);
@@ -144,7 +148,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   WindowLayout layout_;
   std::shared_ptr<Windows> windows_;
   std::unique_ptr<Heap> heap_, handles_;
-  PinnedPages pinned_;                             ///< records, then pages of counts
+  PinnedPages pinned_;                             ///< records, then gates
   std::shared_ptr<host::RankMemory> host_memory_;  ///< stays mapped as long as it is registered
   PinnedRange failure_words_, host_window_;
   Team team_;  ///< what is the same in every op
@@ -160,7 +164,12 @@ class Rank : public std::enable_shared_from_this<Rank> {
   std::uint64_t window_end_ = 0;  ///< what is backed of the own window
 
   mutable std::recursive_mutex mutex_;  ///< guards what follows: blocks and pages come back from any thread
-  std::vector<CountsPage*> free_pages_;
+  struct IdlePage {
+    CountsPage* page;
+    std::shared_ptr<EventHandle> after;  ///< free once it is done; null = at once
+  };
+  std::vector<PinnedPages> pages_;
+  std::deque<IdlePage> free_pages_;
   std::array<std::uintptr_t, 256> known_{};  ///< granules of addresses that were found to be this GPU's
   std::deque<InFlight> in_flight_;
   std::vector<InFlight> captured_;

@@ -55,8 +55,7 @@ struct WindowLayout {
   std::uint64_t combine_offered = 0;   ///< written by expert ranks: this turn's offer is there
   std::uint64_t combine_read = 0;      ///< written by homes: this turn's rows, in slots or gathered, have been read
   std::uint64_t barrier = 0;
-  std::uint64_t low_latency_mark = 0;   ///< written by every peer in every turn, whatever the form of the rows
-  std::uint64_t low_latency_spare = 0;  ///< [4] arrays of words more, for the low-latency kernels
+  std::uint64_t low_latency_mark = 0;  ///< written by every peer in every turn, whatever the form of the rows
   // Records, kWordBytes apart: word(array, rank).
   std::uint64_t grant = 0;   ///< Grant
   std::uint64_t offer = 0;   ///< [kSlotRegions][ranks] Offer
@@ -65,7 +64,7 @@ struct WindowLayout {
   std::uint64_t chunks =
       0;  ///< [kSlotRegions][ranks][chunks_per_region] words: the chunk's rows have landed in their slots
   std::uint64_t chunks_per_region = 0;
-  std::uint64_t low_latency = 0, low_latency_bytes = 0;  ///< cut by low_latency_layout.h
+  std::uint64_t low_latency = 0, low_latency_bytes = 0;  ///< cut by core/gpu_low_latency.h
   std::uint64_t slots = 0;                               ///< [kSlotRegions][ranks][slot_region_bytes]
   std::uint64_t slot_region_bytes = 0;
   std::uint64_t heap = 0, heap_bytes = 0;        ///< heap_bytes: backed from the start; the heap may grow behind it
@@ -121,7 +120,6 @@ constexpr WindowLayout WindowLayout::make(const Budget& budget, int num_ranks) {
   at.combine_read = words.take(ranks * kWordBytes);
   at.barrier = words.take(ranks * kWordBytes);
   at.low_latency_mark = words.take(ranks * kWordBytes);
-  at.low_latency_spare = words.take(4 * ranks * kWordBytes);
   at.grant = words.take(ranks * kWordBytes);
   at.offer = words.take(kSlotRegions * ranks * kWordBytes);
   at.count_width = ranks + core::ceil_div(experts, ranks) + 1;  // rows to each rank, tokens, pairs per expert here

@@ -70,6 +70,19 @@ TEST_P(Routes, TokenCountsDiffer) {
   expect(scenario);
 }
 
+// 600 handles alive at a time on 2 ranks. The first, one in the middle and the last still say where rows go.
+TEST_P(Routes, HundredsOfHandlesAtATime) {
+  Scenario scenario = ranks(2);
+  std::vector<int> handles;
+  for (unsigned i = 0; i < 600; ++i)
+    handles.push_back(scenario.then(route(random_choices(20 + i, {4, 2, ragged(2, 6)}))));
+  for (const int handle : {handles.front(), handles[300], handles.back()}) {
+    scenario.then(DispatchStep{.handle = handle});
+    scenario.then(CombineStep{.handle = handle});
+  }
+  expect(scenario);
+}
+
 // Nobody brings a token, then somebody does. Empty is an ordinary size.
 TEST_P(Routes, NoTokensAnywhere) {
   Scenario scenario = ranks(3);

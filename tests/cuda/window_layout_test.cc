@@ -25,7 +25,6 @@ std::vector<Array> arrays_of(const WindowLayout& at) {
       {"combine_read", at.combine_read, words, kWordBytes},
       {"barrier", at.barrier, words, kWordBytes},
       {"low_latency_mark", at.low_latency_mark, words, kWordBytes},
-      {"low_latency_spare", at.low_latency_spare, 4 * words, kWordBytes},
       {"grant", at.grant, words, kWordBytes},
       {"offer", at.offer, kSlotRegions * words, kWordBytes},
       {"counts", at.counts, 2 * ranks * at.count_width * 8, kWordBytes},

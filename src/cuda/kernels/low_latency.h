@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
+#include "core/gpu_low_latency.h"
 #include "core/routing.h"
 #include "cuda/kernels/team.h"
-#include "cuda/low_latency_layout.h"
 
 namespace anyep::cuda::low_latency {
 

@@ -23,7 +23,6 @@ struct State {
       finished[kNumSequences];  ///< blocks of the running op that are through (pattern D); the last one resets it
   std::uint32_t ticket[8];      ///< work drawn from the running op; the last block resets them
   std::uint32_t left;           ///< 1 = a thread of this rank has given up: all leave. Never reset
-  std::uint32_t spare[7];       ///< for the low-latency kernels
   unsigned long long ids_out_of_range;  ///< so far
   /// Routes that a dispatch was launched behind, by notify; those dispatches, by them. What tells such a dispatch that its
   /// places are there, although notify has not ended.
