@@ -30,6 +30,8 @@ GpuLowLatency::GpuLowLatency(Engine& engine, const LowLatencyData& data, int num
     slabs_.scales = TensorView::dense(scales_.view().data, DType::kF32, {experts, rows, columns});
     slabs_.scales.strides = {columns * rows, 1, rows};
   }
+  rows_ = DeviceTensor(DType::kI32, {data.num_ranks(), data.shape().max_tokens, data.shape().top_k});
+  slabs_.rows = rows_.view();
   answers_ = DeviceTensor(DType::kBF16, {experts, rows, hidden});
   sums_ = DeviceTensor(DType::kBF16, {data.num_tokens(), hidden});
   dispatch();

@@ -45,7 +45,7 @@ class GpuLowLatency {
   int num_sms_;
   cudaStream_t stream_;
   DeviceTensor x_, experts_, weights_;
-  DeviceTensor slab_, scales_, counts_, source_, range_;
+  DeviceTensor slab_, scales_, counts_, source_, range_, rows_;
   DeviceTensor answers_, sums_;
   ExpertSlabs slabs_;
   std::optional<Pending> pending_;

@@ -125,6 +125,10 @@ struct ExpertSlabs {
   TensorView counts;  ///< [local_experts] int32: valid leading rows of each expert; the rest is garbage
   TensorView source;  ///< [local_experts, S] int32: token on its source rank
   TensorView range;   ///< [local_experts, num_ranks] int64: (begin << 32) | count of each source's rows
+  /// Optional, [num_ranks, max_tokens, top_k] int32: where each choice of each rank's tokens lies, (local expert << 16) | row
+  /// of its slab, -1 = not on this rank. Dispatch on GPUs fills it; combine there is a kernel shorter with it than without.
+  /// Ranks on CPUs neither write nor read it.
+  TensorView rows;
 };
 
 /// The four arrays a handle consists of (see handle.h). adopt() takes vectors of any stride: a matrix's column, say.

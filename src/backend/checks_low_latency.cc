@@ -115,6 +115,12 @@ void check_statistics(std::string_view op, const LowLatencyOptions& options, std
   core::throw_argument(op, "options.wire", got, allowed);
 }
 
+void check_rows(std::string_view op, std::string_view name, const TensorView& rows, const Shape& shape,
+                const Limits& limits) {
+  if (!rows.given()) return;
+  check_tensor(op, name, rows, DType::kI32, {limits.num_ranks, shape.max_tokens, shape.top_k});
+}
+
 }  // namespace
 
 std::uint64_t low_latency_region_bytes(const Shape& shape, int num_ranks) {
@@ -147,6 +153,7 @@ void check_low_latency_dispatch(const Shape& shape, const TensorView& x, const R
   check_tensor(kOp, "out.counts", out.counts, DType::kI32, {local});
   check_tensor(kOp, "out.source", out.source, DType::kI32, {local, rows});
   check_tensor(kOp, "out.range", out.range, DType::kI64, {local, limits.num_ranks});
+  check_rows(kOp, "out.rows", out.rows, shape, limits);
   check_statistics(kOp, options, local, limits);
   check_region(kOp, core::dispatch_region(shape, limits.num_ranks, options.wire).bytes, shape, limits);
 }
@@ -173,6 +180,7 @@ void check_low_latency_combine(const Shape& shape, const ExpertSlabs& in, const 
   }
   check_tensor(kOp, "in.source", in.source, DType::kI32, {local, rows});
   check_tensor(kOp, "in.range", in.range, DType::kI64, {local, limits.num_ranks});
+  check_rows(kOp, "in.rows", in.rows, shape, limits);
   check_tensor(kOp, "out", out, DType::kBF16, {tokens, shape.hidden});
   const auto* const x_begin = in.x.as<const std::byte>();
   const auto* const out_begin = out.as<const std::byte>();

@@ -17,8 +17,8 @@
 
 namespace anyep::cuda::low_latency {
 
-/// Elements that one warp handles at a time: a row's unit in every form.
-inline constexpr int kStripElements = 512;
+/// Elements that one warp handles at a time: a row's unit in every form. Combine does more with each, and has smaller ones.
+inline constexpr int kStripElements = 512, kSumElements = 256;
 inline constexpr int kMaxHidden = 16384;
 inline constexpr int kMaxStrips = kMaxHidden / kStripElements;
 inline constexpr int kMaxTopK = 32;
@@ -27,12 +27,11 @@ inline constexpr int kMaxTokens = 4096;  ///< per rank
 /// Records of up to so many equal chunks of a source's tokens are announced by one flag each.
 inline constexpr int kMaxChunks = 128;
 inline constexpr std::uint64_t kFlagBytes = 32;
-/// Rows travel as words up to here, as packets up to there: beyond, waiting once for stores to complete is cheaper
-/// (measured on two H100: words win to 16 tokens, packets at 32 and 64).
-inline constexpr int kMostWordTokens = 16, kMostPacketTokens = 64;
+/// Rows travel as words up to here, as packets up to there: beyond, waiting once for stores to complete is cheaper.
+inline constexpr int kMostWordTokens = 16, kMostPacketTokens = 128;
 inline constexpr std::uint64_t kRegions = 4;
 /// Shares of a region.
-inline constexpr std::uint64_t kWordShare = 8, kPacketShare = 12;
+inline constexpr std::uint64_t kWordShare = 16, kPacketShare = 6;
 inline constexpr std::uint64_t kAlignment = 128;
 
 enum class Form : int { kWords, kPackets, kRecords };
@@ -75,8 +74,8 @@ struct Cut {
   }
 };
 
-ANYEP_HD constexpr int num_strips(std::int64_t hidden) {
-  return static_cast<int>((hidden + kStripElements - 1) / kStripElements);
+ANYEP_HD constexpr int num_strips(std::int64_t hidden, int elements = kStripElements) {
+  return static_cast<int>((hidden + elements - 1) / elements);
 }
 /// Tokens per chunk, when `tokens` are announced by flags.
 ANYEP_HD constexpr int chunk_tokens(int tokens) {
@@ -106,14 +105,14 @@ ANYEP_HD constexpr Cut dispatch_cut(std::int64_t hidden, bool fp8, int most_loca
 ANYEP_HD constexpr Cut combine_cut(std::int64_t hidden, bool logfmt, bool per_choice, int most_local_experts, int top_k,
                                    int max_tokens) {
   Cut cut;
-  cut.strips = num_strips(hidden);
-  cut.words_per_strip = 256;
-  cut.packets_per_strip = 86;
+  cut.strips = num_strips(hidden, logfmt ? kStripElements : kSumElements);
+  cut.words_per_strip = 128;
+  cut.packets_per_strip = 43;
   cut.table_words = 2;
   cut.words_per_choice = 2;
   cut.top_k = per_choice ? 0 : top_k;  // nobody asks
   cut.rows_per_token = per_choice ? (top_k < most_local_experts ? top_k : most_local_experts) : 1;
-  cut.record_bytes = static_cast<unsigned>(cut.strips) * 1024u + (logfmt ? kAlignment : 0);
+  cut.record_bytes = static_cast<unsigned>(cut.strips) * (logfmt ? 1024u : 512u) + (logfmt ? kAlignment : 0);
   cut.max_tokens = max_tokens;
   cut.row_words = cut.control_words(static_cast<unsigned>(max_tokens));
   return cut;

@@ -55,6 +55,7 @@ class CudaBackend final : public backend::Backend {
   int halves_of_send(backend::LowLatencyCall& op);
   void launch_low_latency_dispatch(backend::LowLatencyCall& op, int halves, Rank::Half half);
   void launch_low_latency_combine(backend::LowLatencyCall& op, int halves, Rank::Half half);
+  const std::int32_t* find_rows(const backend::LowLatencyCall& op, int num_sms, cudaStream_t stream);
 
   std::shared_ptr<Rank> rank_;
   std::function<void()> verify_;  ///< of the op being put on its stream

@@ -51,6 +51,7 @@ void must_be_on_device(Rank& rank, const backend::LowLatencyCall& op, const char
   check("slabs.counts", op.slabs.counts);
   check("slabs.source", op.slabs.source);
   check("slabs.range", op.slabs.range);
+  check("slabs.rows", op.slabs.rows);
   check("options.received", op.options.received);
   check("options.waited", op.options.waited);
 }
@@ -69,13 +70,9 @@ low_latency::CallParams call_params(const Rank& rank, const backend::LowLatencyC
   const TensorView& ids = op.routing.experts;
   call.routing.experts = ids.data;
   call.routing.wide_ids = ids.dtype == DType::kI64;
-  call.routing.token_stride = ids.shape[1];  // dense, as checked
-  call.routing.choice_stride = 1;
   call.routing.num_tokens = static_cast<int>(ids.shape[0]);
   if (op.routing.weights.given()) {
     call.routing.weights = op.routing.weights.as<const float>();
-    call.routing.weight_token_stride = ids.shape[1];
-    call.routing.weight_choice_stride = 1;
   }
   if (op.options.waited.given()) call.waited = op.options.waited.as<unsigned long long>();
   return call;
@@ -115,6 +112,7 @@ void CudaBackend::launch_low_latency_dispatch(backend::LowLatencyCall& op, int h
   params.counts = out.counts.as<std::int32_t>();
   params.source = out.source.as<std::int32_t>();
   params.range = out.range.as<std::int64_t>();
+  if (out.rows.given()) params.rows = out.rows.as<std::int32_t>();
   if (op.options.received.given()) params.received = op.options.received.as<std::int32_t>();
   low_latency::launch_dispatch(params, sms(op.call, rank_->sms_of_rank()), rank_->has_gpu_alone(), launch.stream);
 }
@@ -140,11 +138,31 @@ void CudaBackend::launch_low_latency_combine(backend::LowLatencyCall& op, int ha
   params.x = in.x.as<const std::byte>();
   params.x_expert_stride = bytes(in.x.strides[0], in.x);
   params.x_row_stride = bytes(in.x.strides[1], in.x);
-  params.source = in.source.as<const std::int32_t>();
-  params.range = in.range.as<const std::int64_t>();
   params.out = op.x.as<std::byte>();
   params.out_row_stride = row_stride(op.x, op.shape.hidden);
-  low_latency::launch_combine(params, sms(op.call, rank_->sms_of_rank()), rank_->has_gpu_alone(), launch.stream);
+  const int num_sms = sms(op.call, rank_->sms_of_rank());
+  if ((halves & low_latency::kSend) != 0) {
+    params.rows = in.rows.given() ? in.rows.as<const std::int32_t>() : find_rows(op, num_sms, launch.stream);
+  }
+  low_latency::launch_combine(params, num_sms, rank_->has_gpu_alone(), launch.stream);
+}
+
+/// A table of rows for one combine whose handle has none.
+const std::int32_t* CudaBackend::find_rows(const backend::LowLatencyCall& op, int num_sms, cudaStream_t stream) {
+  low_latency::FindRowsParams params;
+  params.source = op.slabs.source.as<const std::int32_t>();
+  params.range = op.slabs.range.as<const std::int64_t>();
+  params.num_ranks = rank_->num_ranks();
+  params.num_local_experts = core::expert_block(op.shape.num_experts, rank_->num_ranks(), rank_->rank()).count;
+  params.max_tokens = static_cast<int>(op.shape.max_tokens);
+  params.top_k = op.shape.top_k;
+  Block table = rank_->allocate(static_cast<std::uint64_t>(params.num_ranks) *
+                                    static_cast<std::uint64_t>(params.max_tokens * params.top_k) * sizeof(std::int32_t),
+                                "low_latency_combine", "a table of rows", Rank::Store::kHandles);
+  params.rows = reinterpret_cast<std::int32_t*>(table.data());
+  low_latency::launch_find_rows(params, num_sms, stream);
+  rank_->keep_until_done(std::move(table));
+  return params.rows;
 }
 
 // Without a hook the send half of the interface does it all: one launch.

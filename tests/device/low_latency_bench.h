@@ -40,6 +40,7 @@ class Bench {
       data.range = device_memory<std::int64_t>(kExperts);
       for (Set& set : data.sets) {
         set.source = device_memory<std::int32_t>(rows);
+        set.rows = device_memory<std::int32_t>(static_cast<std::size_t>(num_ranks) * kMost * kTopK);
         set.x = device_memory<std::uint16_t>(static_cast<std::size_t>(kMost) * kHidden);
         set.ids = device_memory<std::int64_t>(static_cast<std::size_t>(kMost) * kTopK);
         set.weights = device_memory<float>(static_cast<std::size_t>(kMost) * kTopK);
@@ -129,7 +130,7 @@ class Bench {
   struct Set {
     std::uint16_t *x, *out;
     std::int64_t *ids, *range;
-    std::int32_t* source;
+    std::int32_t *source, *rows;
     float* weights;
   };
   struct Data {
@@ -152,11 +153,7 @@ class Bench {
     const Set& at = data_[static_cast<std::size_t>(r)].sets[set];
     call.hook = mode.hook;
     call.routing.experts = at.ids;
-    call.routing.token_stride = kTopK;
-    call.routing.choice_stride = 1;
     call.routing.weights = at.weights;
-    call.routing.weight_token_stride = kTopK;
-    call.routing.weight_choice_stride = 1;
     call.routing.num_tokens = tokens;
     return call;
   }
@@ -187,6 +184,7 @@ class Bench {
     p.counts = data.counts;
     p.source = data.sets[set].source;
     p.range = data.sets[set].range;
+    p.rows = data.sets[set].rows;
     CHECK_CUDA(cudaSetDevice(world_.at(r).device));
     in_halves(mode, p.call, [&] { ll::launch_dispatch(p, sms(mode), early, world_.at(r).stream); });
   }
@@ -197,8 +195,7 @@ class Bench {
     p.x = reinterpret_cast<const std::byte*>(data.y);
     p.x_row_stride = kHidden * 2;
     p.x_expert_stride = p.x_row_stride * world_.num_ranks() * p.call.max_tokens;
-    p.source = data.sets[set].source;
-    p.range = data.sets[set].range;
+    p.rows = data.sets[set].rows;
     p.out = reinterpret_cast<std::byte*>(data.sets[set].out);
     p.out_row_stride = kHidden * 2;
     CHECK_CUDA(cudaSetDevice(world_.at(r).device));

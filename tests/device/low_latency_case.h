@@ -20,6 +20,7 @@ static __global__ void linger(std::uint64_t ns) {
 struct Options {
   Wire wire = Wire::kBF16;
   bool round_scale = false, hook = false, exact = false, early = false;
+  bool find_rows = false;  ///< combine: without dispatch's table
   int num_sms = 0;
 };
 
@@ -63,7 +64,7 @@ struct Run {
   struct Device {
     std::byte *x, *ids, *weights, *slab, *y, *out;
     std::uint32_t* scales;
-    std::int32_t *counts, *source, *received;
+    std::int32_t *counts, *source, *received, *table;
     std::int64_t* range;
     unsigned long long* waited;
     std::size_t slab_bytes, scale_words, rows;
@@ -120,6 +121,7 @@ class Test {
     pair.dispatch.hook = chance(30);
     pair.combine.hook = chance(30);
     pair.combine.exact = chance(15);
+    pair.combine.find_rows = chance(30);
     pair.combine.wire = shape.hidden % 128 == 0 && chance(20) ? Wire::kLogFMT : Wire::kBF16;
     const int sms[] = {0, 0, 0, 1, 3, 16};
     pair.dispatch.num_sms = sms[below(6)];
@@ -143,6 +145,7 @@ class Test {
     const Shape& shape = pair.shape;
     run = Run{};
     run.pair = pair;
+    running() = text_of(pair);
     const auto n = static_cast<std::size_t>(ranks);
     run.x.resize(n), run.ids.resize(n), run.narrow.resize(n), run.weights.resize(n), run.y.resize(n),
         run.device.resize(n);
@@ -229,6 +232,7 @@ class Test {
       d.received = memory.take<std::int32_t>(want.counts.size());
       d.source = memory.take<std::int32_t>(d.rows);
       d.range = memory.take<std::int64_t>(want.range.size());
+      d.table = memory.take<std::int32_t>(static_cast<std::size_t>(want.rows_per_expert * shape.top_k));
       d.waited = memory.take<unsigned long long>(cuda::kMaxRanks);
       CHECK_CUDA(cudaMemset(d.x, 0xFF, memory.used));
       CHECK_CUDA(cudaMemset(d.received, 0, want.counts.size() * 4));
@@ -254,11 +258,7 @@ class Test {
     ll::RoutingParams routing;
     routing.experts = d.ids;
     routing.wide_ids = run.pair.wide_ids;
-    routing.token_stride = run.pair.shape.top_k;
-    routing.choice_stride = 1;
     routing.weights = reinterpret_cast<const float*>(d.weights);
-    routing.weight_token_stride = run.pair.shape.top_k;
-    routing.weight_choice_stride = 1;
     routing.num_tokens = run.pair.tokens[static_cast<std::size_t>(r)];
     return routing;
   }
@@ -288,6 +288,7 @@ class Test {
     p.source = d.source;
     p.range = d.range;
     p.received = d.received;
+    p.rows = d.table;
     CHECK_CUDA(cudaSetDevice(world_.at(r).device));
     ll::launch_dispatch(p, sms(run.pair.dispatch), run.pair.dispatch.early, world_.at(r).stream);
   }
@@ -308,11 +309,21 @@ class Test {
     p.x = d.y;
     p.x_row_stride = shape.hidden * 2;
     p.x_expert_stride = want.rows_per_expert * p.x_row_stride;
-    p.source = d.source;
-    p.range = d.range;
+    p.rows = d.table;
     p.out = d.out;
     p.out_row_stride = shape.hidden * 2;
     CHECK_CUDA(cudaSetDevice(world_.at(r).device));
+    if (run.pair.combine.find_rows && (halves & ll::kSend) != 0) {
+      ll::FindRowsParams find;
+      find.source = d.source;
+      find.range = d.range;
+      find.num_ranks = world_.num_ranks();
+      find.num_local_experts = want.local_experts;
+      find.max_tokens = static_cast<int>(shape.max_tokens);
+      find.top_k = shape.top_k;
+      find.rows = d.table;
+      ll::launch_find_rows(find, sms(run.pair.combine), world_.at(r).stream);
+    }
     ll::launch_combine(p, sms(run.pair.combine), run.pair.combine.early, world_.at(r).stream);
   }
 
@@ -329,16 +340,21 @@ class Test {
     return values;
   }
 
+  static std::string text_of(const Pair& p) {
+    char text[160];
+    std::snprintf(text, sizeof text, "E %d K %d hidden %lld M %lld wire %d/%d hook %d/%d exact %d early %d/%d sms %d/%d T",
+                  p.shape.num_experts, p.shape.top_k, static_cast<long long>(p.shape.hidden),
+                  static_cast<long long>(p.shape.max_tokens), static_cast<int>(p.dispatch.wire),
+                  static_cast<int>(p.combine.wire), p.dispatch.hook, p.combine.hook, p.combine.exact, p.dispatch.early,
+                  p.combine.early, p.dispatch.num_sms, p.combine.num_sms);
+    std::string all = text;
+    for (const int tokens : p.tokens) all += " " + std::to_string(tokens);
+    return all;
+  }
+
   bool fail(const Run& run, int r, const char* what, long long index, long long got, long long want) {
-    const Pair& p = run.pair;
-    std::printf(
-        "FAIL rank %d: %s[%lld] = %llx, want %llx; E %d K %d hidden %lld M %lld wire %d/%d hook %d/%d exact %d sms "
-        "%d/%d T",
-        r, what, index, got, want, p.shape.num_experts, p.shape.top_k, static_cast<long long>(p.shape.hidden),
-        static_cast<long long>(p.shape.max_tokens), static_cast<int>(p.dispatch.wire), static_cast<int>(p.combine.wire),
-        p.dispatch.hook, p.combine.hook, p.combine.exact, p.dispatch.num_sms, p.combine.num_sms);
-    for (const int tokens : p.tokens) std::printf(" %d", tokens);
-    std::printf("\n");
+    std::printf("FAIL rank %d: %s[%lld] = %llx, want %llx; %s\n", r, what, index, got, want,
+                text_of(run.pair).c_str());
     std::fflush(stdout);
     return false;
   }

@@ -330,7 +330,7 @@ int main(int argc, char** argv) {
       (position++ == 0 ? ranks : seconds) = std::atoi(argv[i]);
     }
   }
-  anyep::test::watch(seconds + 25);
+  anyep::test::watch(seconds + 15);
   const int result = bench ? anyep::test::bench(ranks, seconds) : anyep::test::run(ranks, seconds, seed);
   std::printf("%d ranks: %s\n", ranks, result == 0 ? "PASS" : "FAIL");
   std::fflush(stdout);

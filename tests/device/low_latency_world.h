@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -120,6 +121,8 @@ class World {
     for (Rank& rank : ranks_) {
       CHECK_CUDA(cudaSetDevice(rank.device));
       CHECK_CUDA(cudaMemcpy(&rank.state->turn[cuda::kSeqLowLatency], &turn, sizeof turn, cudaMemcpyHostToDevice));
+      CHECK_CUDA(cudaMemset(rank.progress, 0, sizeof(ll::Progress)));
+      set_marks(rank, turn);
     }
   }
 
@@ -184,6 +187,15 @@ class World {
   }
 
  private:
+  /// As if every peer had taken part in `turn`.
+  void set_marks(Rank& rank, std::uint32_t turn) {
+    const std::uint64_t mark = protocol::make_mark(1, turn, 0);
+    for (int peer = 0; peer < num_ranks_; ++peer) {
+      CHECK_CUDA(cudaMemcpy(rank.window + layout_.word(layout_.low_latency_mark, peer), &mark, sizeof mark,
+                            cudaMemcpyHostToDevice));
+    }
+  }
+
   int num_ranks_, num_gpus_ = 0;
   std::vector<Rank> ranks_;
   cuda::WindowLayout layout_;
@@ -191,11 +203,17 @@ class World {
   std::uint64_t limit_ns_ = 5'000'000'000;
 };
 
+/// What a watchdog tells about the case that was prepared last.
+inline std::string& running() {
+  static std::string text;
+  return text;
+}
+
 /// Ends the process when the whole run takes too long.
 inline void watch(int seconds) {
   std::thread([seconds] {
     std::this_thread::sleep_for(std::chrono::seconds(seconds));
-    std::printf("WATCHDOG: %d s are over\n", seconds);
+    std::printf("WATCHDOG: %d s are over in %s\n", seconds, running().c_str());
     std::fflush(stdout);
     _exit(4);
   }).detach();

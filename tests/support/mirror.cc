@@ -28,7 +28,7 @@ CombineInput Mirror::at(const CombineInput& in) const {
 }
 
 ExpertSlabs Mirror::at(const ExpertSlabs& slabs) const {
-  return {at(slabs.x), at(slabs.scales), at(slabs.counts), at(slabs.source), at(slabs.range)};
+  return {at(slabs.x), at(slabs.scales), at(slabs.counts), at(slabs.source), at(slabs.range), at(slabs.rows)};
 }
 
 }  // namespace anyep::test

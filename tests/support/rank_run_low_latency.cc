@@ -44,6 +44,10 @@ ExpertSlabs RankRun::slabs_for(int step, const LowLatencyDispatchStep& what) {
   slabs.counts = out.add(DType::kI32, {local});
   slabs.source = out.add(DType::kI32, {local, rows});
   slabs.range = out.add(DType::kI64, {local, scenario_.num_ranks});
+  // Combine on GPUs finds rows by itself where a handle lacks the table.
+  if (step % 4 < 2) {
+    slabs.rows = out.add(DType::kI32, {scenario_.num_ranks, scenario_.shape_of(what).max_tokens, what.choices.top_k});
+  }
   return slabs;
 }
 

@@ -219,12 +219,15 @@ __device__ __forceinline__ void load_packet(const void* from, std::uint64_t& low
 
 // ---- barriers of some warps of a block -----------------------------------------------------------------------------
 
-/// Until `threads` threads, whole warps, have come or arrived. Orders their memory accesses before those behind it.
+/// Until `threads` threads, whole warps, have come or arrived. Orders their memory accesses before those behind it. A warp
+/// whose lanes went different ways comes together first.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
-  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  __syncwarp();
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 __device__ __forceinline__ void barrier_arrive(int id, int threads) {
-  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  __syncwarp();
+  asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- conversions ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 #include "cuda/kernels/low_latency.h"
 
 #include <algorithm>
-#include <climits>
 
 #include "cuda/runtime/launch.h"
 
@@ -11,24 +10,53 @@ namespace {
 /// Blocks for peers that bring more tokens than this rank: nobody knows their number when the launch is made.
 constexpr int kBlocksForPeers = 32;
 
+/// n / divisor == n * reciprocal >> bits for n * divisor < 2^bits.
+constexpr std::uint32_t reciprocal(unsigned divisor, int bits) {
+  return divisor == 0 ? 0 : static_cast<std::uint32_t>((std::uint64_t{1} << bits) / divisor + 1);
+}
+static_assert(kMaxExperts * kMaxExperts <= 1 << kExpertBits && kLanesOfWarp * kMaxTopK <= 1 << kLaneBits);
+
 }  // namespace
 
 int complete(CallParams& call, int num_sms, int least_warps, int most_warps) {
-  const int ranks = call.team.num_ranks;
-  for (int rank = 0; rank <= kMaxRanks; ++rank) {
-    call.first_expert[rank] = rank <= ranks ? core::expert_block(call.num_experts, ranks, rank).first : INT_MAX;
+  const Team& team = call.team;
+  const int ranks = team.num_ranks;
+  Addresses& at = call.at;
+  at.source_bytes = call.layout.region_bytes;
+  at.turn_bytes = call.layout.region_bytes * static_cast<unsigned>(ranks);
+  at.from = team.window[team.rank] + team.layout.low_latency;
+  for (int rank = 0; rank < ranks; ++rank) {
+    at.to[rank] = team.window[rank] + team.layout.low_latency + call.layout.region(team.rank, 0);
   }
-  call.first_expert[ranks] = call.num_experts;
-  call.num_local_experts = core::expert_block(call.num_experts, ranks, call.team.rank).count;
-  call.tokens_per_warp = 32 / call.top_k;
+  at.words = call.layout.words;
+  at.packets = call.layout.packets;
+  at.records = call.layout.records;
+  at.turn = &team.state->turn[kSeqLowLatency];
+  at.left = &team.state->left;
+  at.marks = team.window[team.rank] + team.layout.low_latency_mark;
+
+  for (int rank = 0; rank <= kMaxRanks; ++rank) {
+    call.first_expert[rank] =
+        rank < ranks ? core::expert_block(call.num_experts, ranks, rank).first : call.num_experts;
+  }
+  call.num_local_experts = core::expert_block(call.num_experts, ranks, team.rank).count;
+  const unsigned smaller = static_cast<unsigned>(call.num_experts / ranks);
+  call.larger_ranks = call.num_experts % ranks;
+  call.larger_experts = call.larger_ranks * static_cast<int>(smaller + 1);
+  call.larger_reciprocal = reciprocal(smaller + 1, kExpertBits);
+  call.smaller_reciprocal = reciprocal(smaller, kExpertBits);
+  call.tokens_per_warp = kLanesOfWarp / call.top_k;
+  call.choice_reciprocal = reciprocal(static_cast<unsigned>(call.top_k), kLaneBits);
+
   const int most_blocks = std::clamp(num_sms > 0 ? num_sms : device_traits().num_sms, 1, kMaxBlocks);
   const int tokens = call.routing.num_tokens, strips = call.cut.strips;
   // Small batches: a row is cut so that every block has one unit. Records belong to one block each, for their flag.
-  const bool whole_rows = call.hook || tokens > kMostPacketTokens;
+  call.own_form = call.layout.form(call.cut, tokens, call.hook);
+  const bool whole_rows = call.own_form == Form::kRecords;
   const int pieces = whole_rows ? 1 : std::clamp(most_blocks / std::max(tokens, 1), 1, strips);
   call.warps = std::clamp((strips + pieces - 1) / pieces, std::min(least_warps, strips), most_warps);
   call.pieces = (strips + call.warps - 1) / call.warps;
-  call.piece_reciprocal = static_cast<std::uint32_t>((std::uint64_t{1} << 32) / static_cast<unsigned>(call.pieces) + 1);
+  call.piece_reciprocal = reciprocal(static_cast<unsigned>(call.pieces), 32);
   const int units = whole_rows ? num_chunks(tokens) : tokens * call.pieces;
   return std::clamp(std::max(units, std::min(call.max_tokens, kBlocksForPeers)) + 1, 1,
                     most_blocks);  // and the clerk's

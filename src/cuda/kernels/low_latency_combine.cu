@@ -3,8 +3,8 @@
 //   after   out[t] == for each rank, ascending, that hosts a choice of t: FP32 from 0, fma(weight, row) over its choices in
 //           top-k order, rounded to BF16; the FP32 sum of those, rounded once (specification 10.3).
 //           Exact: one sum over all choices in top-k order, rounded once
-//   roles   by warp: `warps` data warps (answer: as the experts' rank; receive: as the home), comm (turn, marks, flags),
-//           gate, clerk (asks)
+//   roles   by warp: `warps` data warps (answer: as the experts' rank; receive: as the home), comm (heads, gate, flags,
+//           marks), clerk (asks, waits for what homes ask)
 //   moves   where the experts' rank adds: homes ask {local expert, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
@@ -18,87 +18,189 @@
 namespace anyep::cuda::low_latency {
 namespace homeward {
 
-template <bool kLogFmt>
-__device__ inline void run_data_warp(const CombineParams& p, Shared& shared) {
+/// How a kernel's rows travel home: added by the experts' rank, or every choice by itself, as BF16 or LogFMT.
+enum class Travel { kAnswers, kChoices, kLogFmt };
+
+/// Data warps, in a refresh turn.
+__device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shared& shared, const Turn turn,
+                                              bool per_choice) {
+  const CallParams& call = p.call;
+  const Block& block = shared.block;
+  const unsigned threads = static_cast<unsigned>(call.warps * kLanes);
+  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
+      (shared.ranks >> threadIdx.x & 1) != 0) {  // between head and table
+    protocol::Shared(word_in(call, region_to(call, turn, static_cast<int>(threadIdx.x)), 1))
+        .store(0, protocol::kRelaxed);
+  }
+  const std::uint32_t first_word =
+      per_choice ? 2 : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
+  const int me = call.team.rank;
+  refresh(
+      call, turn, shared.ranks, first_word,
+      [&call, &block, per_choice, me](int peer) {
+        if (per_choice) return num_chunks(call.max_tokens);
+        return peer == me || block.form[peer] != Form::kRecords ? 0 : num_chunks(block.tokens[peer]);
+      },
+      blockIdx.x * threads + threadIdx.x, gridDim.x * threads);
+}
+
+__device__ __forceinline__ int round_threads(const CallParams& call) {
+  return (call.warps + 1) * kLanes;  // data warps and clerk
+}
+__device__ __forceinline__ int all_threads(const CallParams& call) {
+  return (call.warps + kServiceWarps) * kLanes;
+}
+
+template <Travel kTravel>
+__device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& shared) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
-  const int threads = call.warps * kLanes;
-  int known_token = -1, parity = 0;
-  OwnStrip own;
-  const bool per_choice = kLogFmt || p.per_choice;
-  const int ahead = unit_of(call, static_cast<int>(blockIdx.x)).token;  // the token of this block's first unit
-  if (!per_choice) {                                                    // its rows are found before the turn is known
-    if (ahead < call.max_tokens) {
-      find_rows(p, shared.rows, {call.team.rank, ahead, call.team.num_ranks, 1}, threads);
-      known_token = ahead;
+  constexpr bool kPerChoice = kTravel != Travel::kAnswers;
+  Ahead ahead;
+  OwnStrip mine;
+  Held held;
+  Turn turn;
+  if constexpr (kPerChoice) {
+    enter(call, block);
+    turn = find_turn(call);
+  } else {
+    // What there is before anybody asks: of the next rank's token whose turn it is in this block, and of the own one.
+    const int me = call.team.rank, index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens;
+    const Item item = first_item(call), own = item_of(call, call.own_form == Form::kRecords, tokens, index);
+    const int strip = item.first_strip + warp_index(), own_strip = own.first_strip + warp_index();
+    const bool any = call.team.num_ranks > 1 && item.first < call.max_tokens && strip < item.end_strip;
+    const bool any_own = own.first < tokens && own_strip < own.end_strip;
+    enter(call, block);
+    RawEntry entry, own_entry;
+    RawChoice own_choice;
+    if (any) entry = RawEntry(p, home_at(call, 1), item.first);
+    if (any_own) {
+      own_entry = RawEntry(p, me, own.first);
+      own_choice = RawChoice(call, own.first);
     }
-    ptx::barrier_sync(kDataBarrier, threads);
+    turn = find_turn(call);
+    if (any_own) {
+      mine.own.token = own.first;
+      mine.own.entry = own_entry.read(p);
+      load_rows(p, mine.own.entry, own_strip, held);
+      mine.own.choice = own_choice.read(call);
+      mine.strip = own_strip;
+      mine.mine = weigh_own(p, mine.own, own_strip, held);
+    }
+    if (any) ahead = {home_at(call, 1), item.first, strip, entry.read(p)};
+    load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
   }
-  ptx::barrier_sync(kTurnForData, threads + kLanes);
-  if (sends && receives && !per_choice && warp_index() == 0 && block.ok != 0) look_for_asked(call, shared, ahead);
-  if (receives) ptx::barrier_sync(kGateBarrier, threads + 2 * kLanes);
-  if (block.ok == 0 || (receives && gate_of(block) != 1)) return;
   if (sends) {
-    for_each_share(block, [&](int share) { answer_share<kLogFmt>(p, shared, share, ahead, known_token, parity); });
-    if (is_refresh(block.turn)) {
-      const int own = call.routing.num_tokens;
-      if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
-          (block.dead >> threadIdx.x & 1) == 0) {  // between head and table
-        protocol::Shared(word_in(call, block.to[threadIdx.x], 1)).store(0, protocol::kRelaxed);
-      }
-      refresh(
-          call, block, call.cut.table_word(static_cast<unsigned>(own), 0),
-          [&](int peer) { return num_chunks(tokens_in_chunks(p, block, peer)); },
-          blockIdx.x * static_cast<unsigned>(threads) + threadIdx.x, gridDim.x * static_cast<unsigned>(threads));
+    ptx::barrier_arrive(kTurnBarrier, all_threads(call));
+    if constexpr (kPerChoice) {
+      ptx::barrier_sync(kRoundBarrier, round_threads(call));  // it is known where to
+      send_choices<kTravel == Travel::kLogFmt>(p, shared, turn);
+    } else {
+      answer_rounds(p, shared, turn, ahead, held);
+    }
+    if (is_refresh(turn.number)) [[unlikely]] {
+      forget_unwritten(p, shared, turn, kPerChoice);
     }
   }
   if (!receives) return;
-  for_each_share(block, [&](int share) {
-    if (per_choice) {
-      receive_choices<kLogFmt>(p, shared, share, parity);
+  if (kPerChoice) ptx::barrier_sync(kRoundBarrier, round_threads(call));  // the heads are there
+  if (any_lane(retreats(block))) return;
+  int parity = 0;
+  for_each_share(block, true, [&](int share) {
+    if constexpr (kPerChoice) {
+      receive_choices<kTravel == Travel::kLogFmt>(p, shared, turn, share, parity);
     } else {
-      receive_answers(p, shared, share, known_token, parity, own);
+      receive_answers(p, shared, turn, share, mine, parity);
     }
   });
 }
 
-template <bool kLogFmt>
+/// The comm warp.
+template <Travel kTravel>
+__device__ __forceinline__ void communicate(const CallParams& call, Shared& shared) {
+  Block& block = shared.block;
+  enter(call, block);
+  if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
+    if (lane_index() == 0) tell_gate(block, true);
+    return;
+  }
+  unsigned ranks = 0;
+  Turn turn;
+  if (is_clerk_block()) {
+    turn = start(call, block, Signs(call, block), ranks);
+    send_heads(call, turn, ranks);
+  } else {
+    turn = find_turn(call);
+  }
+  ptx::barrier_sync(kTurnBarrier, all_threads(call));
+  std::uint32_t before = 0;
+  if (lane_index() == 0) before = enter_gate(call, turn);
+  if (is_clerk_block()) release_marks(call, turn, ranks);
+  // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
+  if (kTravel != Travel::kAnswers) release_chunks(call, shared, turn);
+  if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
+  __syncwarp();
+  if (kTravel == Travel::kAnswers) release_chunks(call, shared, turn);
+}
+
+/// The clerk.
+template <Travel kTravel>
+__device__ __forceinline__ void keep_books(const CallParams& call, Shared& shared) {
+  Block& block = shared.block;
+  const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
+  const bool times = receives && call.waited != nullptr && is_clerk_block();
+  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const bool in_records = call.own_form == Form::kRecords;
+  const Item item = item_of(call, in_records, tokens, index);
+  const int items = num_items(call, in_records, tokens);
+  const bool asks = sends && kTravel == Travel::kAnswers && index < items;
+  const bool more = index < items && (item.end > item.first + 1 || items > index + static_cast<int>(gridDim.x));
+  const std::uint64_t at = ask_at(call, item.first);
+  enter(call, block);
+  RawChoice first;
+  if (asks) first = RawChoice(call, item.first);
+  unsigned ranks = 0;
+  const Turn turn = sends ? start(call, block, Signs(call, block), ranks) : find_turn(call);
+  if (asks && item.first_strip == 0) send_ask(call, turn, ranks, at, first.read(call));
+  if (sends) {
+    if (lane_index() == 0) shared.ranks = ranks;
+    ptx::barrier_arrive(kTurnBarrier, all_threads(call));
+    if constexpr (kTravel != Travel::kAnswers) {
+      ptx::barrier_sync(kRoundBarrier, round_threads(call));
+    } else {
+      if (more) send_more_asks(call, turn, ranks);
+      if (times) time_heads(call, block, turn);
+      return run_clerk(call, shared, turn);
+    }
+  }
+  if (!receives) return;
+  if (times) time_heads(call, block, turn);
+  await_heads(call, block, turn, 0);
+  if (!serves_alone(block)) (void)gate_opens(block);
+  ptx::barrier_sync(kRoundBarrier, round_threads(call));
+}
+
+template <Travel kTravel>
 __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
     combine_kernel(const __grid_constant__ CombineParams p) {
   __shared__ Shared shared;
-  ptx::grid_dependency_wait();  // in this order: at most one launch waits ahead
-  ptx::grid_dependents_launch();
   const CallParams& call = p.call;
-  Block& block = shared.block;
-  const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
-  const int data_threads = call.warps * kLanes, service = warp_index() - call.warps;
-  if (service < 0) return run_data_warp<kLogFmt>(p, shared);
-  if (service == 0) {  // comm
-    start(call, block);
-    ptx::barrier_arrive(kTurnForData, data_threads + kLanes);
-    ptx::barrier_arrive(kTurnForService, 2 * kLanes);
-    if (sends && is_clerk_block()) send_heads(call, block);
-    open_gate(call, block);
-    if (sends && is_clerk_block()) release_marks(call, block);
-    if (receives) ptx::barrier_sync(kGateBarrier, data_threads + 2 * kLanes);
-    if (!sends || block.ok == 0 || (receives && gate_of(block) != 1)) return;
-    for_each_share(block, [&](int share) { release_chunks(p, block, share); });
-    return;
-  }
-  if (sends) {  // clerk
-    ask(p, block);
+  clear(shared.block);
+  __syncthreads();
+  const int service = warp_index() - call.warps;
+  if (service < 0) {
+    run_data_warp<kTravel>(p, shared);
+  } else if (service == 0) {
+    communicate<kTravel>(call, shared);
   } else {
-    ptx::barrier_sync(kTurnForService, 2 * kLanes);
+    keep_books<kTravel>(call, shared);
   }
-  if (!receives) return;
-  if (block.ok != 0) await_heads(call, block);
-  (void)gate_opens(block);
-  ptx::barrier_arrive(kGateBarrier, data_threads + 2 * kLanes);
 }
 
-const Kernel<CombineParams> kCombineBf16(combine_kernel<false>, "low_latency::combine_kernel<bf16>");
-const Kernel<CombineParams> kCombineLogFmt(combine_kernel<true>, "low_latency::combine_kernel<logfmt>");
+const Kernel<CombineParams> kAnswers(combine_kernel<Travel::kAnswers>, "low_latency::combine_kernel<answers>");
+const Kernel<CombineParams> kChoices(combine_kernel<Travel::kChoices>, "low_latency::combine_kernel<choices>");
+const Kernel<CombineParams> kLogFmt(combine_kernel<Travel::kLogFmt>, "low_latency::combine_kernel<logfmt>");
 
 }  // namespace homeward
 
@@ -110,13 +212,15 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   p.call.cut = combine_cut(p.call.hidden, logfmt, p.per_choice,
                            core::expert_block(p.call.num_experts, p.call.team.num_ranks, 0).count, p.call.top_k,
                            p.call.max_tokens);
-  const int blocks = complete(p.call, num_sms, 2, homeward::kMostWarps);
+  const int blocks = complete(p.call, num_sms, 1, homeward::kMostWarps);
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(blocks);
   shape.threads = static_cast<unsigned>((p.call.warps + homeward::kServiceWarps) * kLanes);
   shape.stream = stream;
   shape.early = early;
-  (logfmt ? homeward::kCombineLogFmt : homeward::kCombineBf16)(shape, p);
+  (logfmt         ? homeward::kLogFmt
+   : p.per_choice ? homeward::kChoices
+                  : homeward::kAnswers)(shape, p);
 }
 
 }  // namespace anyep::cuda::low_latency

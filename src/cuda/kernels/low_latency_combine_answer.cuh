@@ -7,284 +7,418 @@
 
 namespace anyep::cuda::low_latency::homeward {
 
+/// Data warps: with more of them, threads have fewer registers than held rows need.
 constexpr int kMostWarps = 14;
 constexpr int kServiceWarps = 2;
 
-enum Barrier : int { kDataBarrier = 1, kStoredBarrier, kTurnForData, kTurnForService, kGateBarrier };
+enum Barrier : int { kDataBarrier = 1, kStoredBarrier, kTurnBarrier, kRoundBarrier };
 
-/// What a home asks about one token, in one lane.
-struct Asked {
-  int expert;  ///< local; -1 = not of this rank
-  float weight;
+/// What the clerk tells the data warps to answer next.
+struct Round {
+  int token;
+  Item item;                  ///< strips
+  int first_step, num_steps;  ///< homes, in steps from this rank
+  int chunk;                  ///< of records whose flag follows; -1 = none
+  bool last;                  ///< no more to answer
+  unsigned asks;              ///< lanes of `asked` that a home has filled: choices of the first step, of the next, ...
+  Form form[kMaxRanks];       ///< in which each step's answers go home
+  Asked asked[kLanes];
+};
+
+/// What the comm warp is told to release next.
+struct Release {
+  int home;  ///< -1 = no more
+  int chunk;
 };
 
 struct Shared {
   Block block;
-  Asked asked[2][kLanes];  ///< of this token and the next, read by one warp for all
-  Asked ahead[kLanes];     ///< of this block's first token, before the gate opens: lane (step - 1) * top_k + choice
-  unsigned present[2];     ///< ranks whose flag of a chunk has come, likewise
-  std::int32_t rows[kTableRows];            ///< of find_rows()
-  std::int32_t hits[kMostWarps][kMaxTopK];  ///< slab rows of one token, per warp
-  std::int32_t hit_experts[kMostWarps][kMaxTopK];
+  unsigned ranks;  ///< that this block may send to
+  Round round[2];  ///< this round and the next
+  Release release[2];
+  unsigned present[2];  ///< ranks whose flag of a chunk has come
 };
 
-__device__ __forceinline__ const std::byte* slab_row(const CombineParams& p, int expert, int row) {
-  return p.x + expert * p.x_expert_stride + row * p.x_row_stride;
-}
-
-/// One choice of an own token, in one lane.
+/// One choice of an own token, in its lane.
 struct HomeChoice {
-  int rank = -1;   ///< that hosts it; -1 = unused
-  int expert = 0;  ///< local there
+  int rank = -1;  ///< that hosts it; -1 = unused
+  Asked ask;      ///< there
+};
+
+/// The same on its way. Nothing waits before read().
+struct RawChoice {
+  std::int64_t id = -1;
   float weight = 0;
-};
 
+  __device__ __forceinline__ RawChoice() {}
+  __device__ __forceinline__ RawChoice(const CallParams& call, int token) {
+    if (lane_index() >= call.top_k) return;
+    id = raw_id(call, token, lane_index());
+    weight = call.routing.weights[token * call.top_k + lane_index()];
+  }
+  __device__ __forceinline__ HomeChoice read(const CallParams& call) const {
+    HomeChoice choice;
+    choice.ask.weight = weight;
+    const int expert = checked_id(call, id);
+    if (expert < 0) return choice;
+    choice.rank = rank_of(call, expert);
+    choice.ask.expert = expert - call.first_expert[choice.rank];
+    return choice;
+  }
+};
 __device__ __forceinline__ HomeChoice choice_of_lane(const CallParams& call, int token) {
-  const int lane = lane_index();
-  HomeChoice choice;
-  if (lane >= call.top_k) return choice;
-  const int id = checked_id(call, raw_id(call, token, lane));
-  choice.weight =
-      call.routing.weights[token * call.routing.weight_token_stride + lane * call.routing.weight_choice_stride];
-  if (id < 0) return choice;
-  choice.rank = rank_of(call, id);
-  choice.expert = id - call.first_expert[choice.rank];
-  return choice;
+  return RawChoice(call, token).read(call);
 }
 
-// ---- ask -----------------------------------------------------------------------------------------------------------
+__device__ __forceinline__ int home_at(const CallParams& call, int step) {
+  return around(call, call.team.rank + step);
+}
+/// The share's first token, while it is not known who has how many.
+__device__ __forceinline__ Item first_item(const CallParams& call) {
+  return item_of(call, false, 0, static_cast<int>(blockIdx.x));
+}
 
-/// Clerk: what this block's tokens ask every rank. Pattern G.
-__device__ inline void ask(const CombineParams& p, const Block& block) {
-  const CallParams& call = p.call;
-  const int me = call.team.rank, ranks = call.team.num_ranks, lane = lane_index();
-  const int blocks = static_cast<int>(gridDim.x), tokens = call.routing.num_tokens;
-  int token = static_cast<int>(blockIdx.x);
-  HomeChoice choice;
-  if (!p.per_choice && token < tokens) choice = choice_of_lane(call, token);  // on its way before the turn is known
-  ptx::barrier_sync(kTurnForService, 2 * kLanes);
-  if (block.ok == 0) return;
-  if (p.per_choice) return;
-  for (; token < tokens; token += blocks) {
-    if (token != static_cast<int>(blockIdx.x)) choice = choice_of_lane(call, token);
-    if (lane >= call.top_k) continue;
-    const std::uint64_t index = call.cut.table_word(static_cast<unsigned>(token), lane);
-    for (int step = 1; step < ranks; ++step) {
-      const int rank = around(call, me + step);
-      if ((block.dead >> rank & 1) != 0) continue;
-      std::byte* const region = block.to[rank];
-      const std::uint32_t expert = choice.rank == rank ? static_cast<std::uint32_t>(choice.expert) : ~0u;
-      ptx::store_two_words(&word_in(call, region, index), make_word(expert, block.turn),
-                           make_word(__float_as_uint(choice.weight), block.turn));
+// ---- clerk ---------------------------------------------------------------------------------------------------------
+
+/// One warp tells every rank what a token asks it. Pattern G.
+__device__ __forceinline__ void send_ask(const CallParams& call, const Turn& turn, unsigned ranks, std::uint64_t at,
+                                         const HomeChoice& choice) {
+  if (lane_index() >= call.top_k) return;
+#pragma unroll 1
+  for (int step = 1; step < call.team.num_ranks; ++step) {
+    const int rank = home_at(call, step);
+    if ((ranks >> rank & 1) == 0) continue;
+    const std::uint32_t expert = choice.rank == rank ? static_cast<std::uint32_t>(choice.ask.expert) : ~0u;
+    ptx::store_two_words(region_to(call, turn, rank) + at, make_word(expert, turn.number),
+                         make_word(__float_as_uint(choice.ask.weight), turn.number));
+  }
+}
+__device__ __forceinline__ std::uint64_t ask_at(const CallParams& call, int token) {
+  return word_at(call, call.cut.table_word(static_cast<unsigned>(token), lane_index()));
+}
+/// The other tokens of this block.
+static __device__ __noinline__ void send_more_asks(const CallParams& call, const Turn turn, unsigned ranks) {
+  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const bool in_records = call.own_form == Form::kRecords;
+#pragma unroll 1
+  for (int at = index; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
+    const Item item = item_of(call, in_records, tokens, at);
+    if (item.first_strip != 0) continue;
+#pragma unroll 1
+    for (int token = item.first + (at == index ? 1 : 0); token < item.end; ++token) {
+      send_ask(call, turn, ranks, ask_at(call, token), choice_of_lane(call, token));
     }
   }
 }
 
-/// Data warps: makes shared.rows hold the rows of tokens [first, end): of `source` if they are many, else of the one token
-/// for all sources from this rank on.
-__device__ __forceinline__ void know_rows(const CombineParams& p, Shared& shared, int source, int first, int end,
-                                          bool many, int& known_token) {
-  if (!many && first == known_token) return;
-  const int threads = p.call.warps * kLanes;
-  ptx::barrier_sync(kDataBarrier, threads);  // what was there is read
-  find_rows(p, shared.rows,
-            many ? Wanted{source, first, 1, end - first} : Wanted{source, first, p.call.team.num_ranks, 1}, threads);
-  ptx::barrier_sync(kDataBarrier, threads);
-  known_token = many ? -1 : first;
-}
+/// The clerk of a block, one warp: what it needs wherever it is.
+struct Clerk {
+  const CallParams& call;
+  Shared& shared;
+  Turn turn;
+  LaneOfChoices lane;
+  int round_threads;
+  int parity;  ///< of the next round
 
-// ---- answer --------------------------------------------------------------------------------------------------------
-
-/// One look at a choice that a home asks about.
-struct AskedWords {
-  std::uint64_t expert = 0, weight = 0;
-
-  __device__ bool load(const CallParams& call, const Block& block, int home, int token, int choice) {
-    ptx::load_two_words(&word_in(call, block.from[home], call.cut.table_word(static_cast<unsigned>(token), choice)),
-                        expert, weight);
-    return is_fresh(expert, block.turn) && is_fresh(weight, block.turn);
-  }
-  __device__ Asked asked(const CallParams& call) const {
-    const auto local = static_cast<std::uint32_t>(expert);
-    const bool here = local < static_cast<std::uint32_t>(call.num_local_experts);
-    return {here ? static_cast<int>(local) : -1, __uint_as_float(static_cast<std::uint32_t>(weight))};
-  }
+  __device__ __forceinline__ Clerk(const CallParams& params, Shared& block, const Turn& now, int next)
+      : call(params),
+        shared(block),
+        turn(now),
+        lane(params),
+        round_threads((params.warps + 1) * kLanes),
+        parity(next) {}
 };
 
-/// All lanes. Nothing is asked by a home that has gone.
-__device__ __forceinline__ Asked asked_of_lane(const CallParams& call, Block& block, int home, int token) {
-  Asked asked{-1, 0};
-  bool came = true;
-  if (lane_index() < call.top_k) {
-    AskedWords words;
-    came = await(call, block, home, kWaitMidSend, [&] { return words.load(call, block, home, token, lane_index()); });
-    asked = words.asked(call);
-  }
-  if (!__all_sync(kAllLanes, came)) asked.expert = -1;
-  return asked;
-}
+/// What one home asks about a choice, in its lane.
+struct Found {
+  bool here = false;  ///< the home has that token
+  Asked asked;
+  Head head;  ///< of the home
+};
 
-/// One data warp, while the gate is still shut: what the next homes ask about this block's first token.
-__device__ __forceinline__ void look_for_asked(const CallParams& call, Shared& shared, int token) {
-  Block& block = shared.block;
-  const int step = lane_index() / call.top_k, choice = lane_index() - step * call.top_k;
-  Asked asked{-1, 0};
-  if (step < call.tokens_per_warp && step + 1 < call.team.num_ranks && token < call.max_tokens) {
-    const int home = around(call, call.team.rank + step + 1);
-    AskedWords words;
-    if (look_ahead(call, block, home, token, [&] { return words.load(call, block, home, token, choice); })) {
-      asked = words.asked(call);
+/// What the homes at steps [first, end) ask about `token`, and those homes' heads. All lanes.
+__device__ __forceinline__ Found find(const Clerk& clerk, int first, int end, int token) {
+  const CallParams& call = clerk.call;
+  const Turn& turn = clerk.turn;
+  Block& block = clerk.shared.block;
+  const int step = first + clerk.lane.number;
+  const bool mine = clerk.lane.number < call.tokens_per_warp && step < end;
+  const int home = home_at(call, mine ? step : 0);
+  Found found;
+  if (mine) {
+    std::uint64_t seen = 0, expert = 0, weight = 0;
+    bool came = (block.dead >> home & 1) == 0;
+    if (came) {
+      std::byte* const region = region_from(call, turn, home);
+      std::uint64_t& words = word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
+      came = await(call, block, turn, home, kWaitMidSend, [&] {
+        seen = protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
+        ptx::load_two_words(&words, expert, weight);
+        const bool there = (is_fresh(expert, turn.number) && is_fresh(weight, turn.number)) ||
+                           token >= tokens_of(seen);
+        return (protocol::count_epoch(seen) == turn.number && there) || retreats(block);
+      });
+    }
+    found.head = read_head(call, block, turn, home, came && protocol::count_epoch(seen) == turn.number, seen);
+    found.here = token < found.head.tokens && is_fresh(expert, turn.number) && is_fresh(weight, turn.number);
+    const auto local = static_cast<std::uint32_t>(expert);
+    if (found.here && local < static_cast<std::uint32_t>(call.num_local_experts)) {
+      found.asked.expert = static_cast<int>(local);
+      found.asked.weight = __uint_as_float(static_cast<std::uint32_t>(weight));
     }
   }
-  shared.ahead[lane_index()] = asked;
   __syncwarp();
+  return found;
 }
 
-/// Data warps: one looks, since many that poll are in each other's way; all get the answer.
-__device__ __forceinline__ Asked share_asked(const CallParams& call, Shared& shared, int home, int token, int& parity) {
-  if (warp_index() == 0) shared.asked[parity][lane_index()] = asked_of_lane(call, shared.block, home, token);
-  ptx::barrier_sync(kDataBarrier, call.warps * kLanes);  // and whoever is here has read what was asked before the last
-  const Asked asked = shared.asked[parity][lane_index()];
-  parity ^= 1;
-  return asked;
-}
-
-/// This rank's sum of a home's token, one strip, to the home. `rows`: of find_rows() for the pair.
-__device__ __forceinline__ void answer_strip(const CombineParams& p, const Block& block, Form form, int home, int token,
-                                             int strip, const Asked& asked, const std::int32_t* rows) {
-  const CallParams& call = p.call;
-  const int row = asked.expert >= 0 ? rows[asked.expert] : -1;
-  const Vectors sum = weigh(__ballot_sync(kAllLanes, row >= 0), slab_row(p, max(asked.expert, 0), max(row, 0)),
-                            asked.weight, static_cast<int>(call.hidden), strip);
-  Strip<2, 0> answer;
-  answer.data[0] = sum.at[0];
-  answer.data[1] = sum.at[1];
-  std::byte* const region = block.to[home];
-  if (form == Form::kWords) {
-    store_words(region + call.layout.words + call.cut.row_word(token, strip) * 8, answer, block.turn);
-  } else if (form == Form::kPackets) {
-    store_packets(region + call.layout.packets + call.cut.packet(token, strip) * 16, answer, block.turn);
-  } else {
-    std::byte* const to = region + call.layout.records + call.cut.record(token, 0) + strip * 1024 + lane_index() * 16;
-    *reinterpret_cast<uint4*>(to) = answer.data[0];
-    *reinterpret_cast<uint4*>(to + 512) = answer.data[1];
+/// Tells the data warps what the homes at steps [first, end) ask about a token, lanes as find() has them.
+__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, int token, int first, int end,
+                                     int chunk, bool last) {
+  Round& round = clerk.shared.round[clerk.parity];
+  clerk.parity ^= 1;
+  const unsigned asks = __ballot_sync(kAllLanes, found.here && clerk.lane.number < end - first);
+  round.asked[lane_index()] = found.asked;
+  if (lane_index() == 0) {
+    round.token = token;
+    round.item = item;
+    round.first_step = first;
+    round.num_steps = end - first;
+    round.chunk = chunk;
+    round.last = last;
+    round.asks = asks;
   }
+  if (clerk.lane.choice == 0 && clerk.lane.number < end - first) round.form[clerk.lane.number] = found.head.form;
+  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }
 
-/// Every row of a home's token, as records. One warp, its strips.
-template <bool kLogFmt>
-__device__ __forceinline__ void send_choices_of(const CombineParams& p, Shared& shared, int home, int token,
-                                                const std::int32_t* rows) {
-  const CallParams& call = p.call;
+/// What a clerk has done of its block's own share before serve() does the rest.
+struct Begun {
+  bool units;        ///< the first unit, of the homes whose rows are words or packets
+  unsigned records;  ///< steps of homes whose first chunk is done
+};
+
+/// The rounds of a share: units of all homes of a group whose rows are words or packets, then records home by home, chunk by
+/// chunk. Out of line: small batches have but one round. Returns the next round's parity.
+static __device__ __noinline__ int serve(const CallParams& call, Shared& shared, const Turn turn, int parity, int share,
+                                         const Begun begun) {
   const Block& block = shared.block;
-  const int warp = warp_index(), lane = lane_index();
-  int num_hits = 0;
-  for (int first = 0; first < call.num_local_experts; first += kLanes) {
-    const int row = first + lane < call.num_local_experts ? rows[first + lane] : -1;
-    const unsigned here = __ballot_sync(kAllLanes, row >= 0);
-    const int index = num_hits + __popc(here & ((1u << lane) - 1));
-    if (row >= 0 && index < call.cut.rows_per_token) {
-      shared.hits[warp][index] = row;
-      shared.hit_experts[warp][index] = first + lane;
+  Clerk clerk(call, shared, turn, parity);
+  const int ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
+#pragma unroll 1
+  for (int first = 1; first < ranks; first += call.tokens_per_warp) {
+    const int end = min(first + call.tokens_per_warp, ranks);
+    int most = 0;
+    unsigned records = 0;
+#pragma unroll 1
+    for (int step = first; step < end; ++step) {
+      const int home = home_at(call, step);
+      if (block.form[home] == Form::kRecords) {
+        records |= 1u << step;
+      } else {
+        most = max(most, block.tokens[home]);
+      }
     }
-    num_hits += __popc(here);
-  }
-  num_hits = min(num_hits, call.cut.rows_per_token);
-  __syncwarp();  // the hits are there
-  std::byte* const records = block.to[home] + call.layout.records;
-  for (int index = 0; index < num_hits; ++index) {
-    const std::byte* const row = slab_row(p, shared.hit_experts[warp][index], shared.hits[warp][index]);
-    std::byte* const record = records + call.cut.record(static_cast<unsigned>(token), index);
-    for (int strip = warp; strip < call.cut.strips; strip += call.warps) {
-      put_record<kLogFmt>(record, row, call.hidden, strip);
-    }
-  }
-  __syncwarp();  // read before the next token's hits
-}
-
-/// Tokens of `home` that are answered in chunks of records: those it has, or all it may have when nobody has asked.
-__device__ __forceinline__ int tokens_in_chunks(const CombineParams& p, const Block& block, int home) {
-  if ((block.dead >> home & 1) != 0) return 0;
-  if (p.per_choice) return p.call.max_tokens;
-  if (home == p.call.team.rank || block.form[home] != Form::kRecords) return 0;
-  return block.tokens[home];
-}
-
-/// A share of what this rank owes: to homes of few tokens unit by unit, all homes together; in records home by home, chunk by
-/// chunk. Leaves in shared.rows the rows of `known_token`, of all sources from this rank on. One place for all forms.
-template <bool kLogFmt>
-__device__ inline void answer_share(const CombineParams& p, Shared& shared, int share, int ahead, int& known_token,
-                                    int& parity) {
-  const CallParams& call = p.call;
-  Block& block = shared.block;
-  const int ranks = call.team.num_ranks, me = call.team.rank, threads = call.warps * kLanes;
-  const bool per_choice = kLogFmt || p.per_choice;
-  int next = 1;
+    // One place for both kinds of items: steps of the group at once, then those of records one by one.
 #pragma unroll 1
-  for (int first = 1; first < ranks + (per_choice ? 1 : 0);
-       first = next) {  // per choice, own rows go through a region too
-    const int first_home = around(call, me + first);
-    const bool in_records = per_choice || block.form[first_home] == Form::kRecords;
-    int tokens = in_records ? tokens_in_chunks(p, block, first_home) : block.tokens[first_home];
-    for (next = first + 1; next < ranks && !in_records; ++next) {
-      const int home = around(call, me + next);
-      if (block.form[home] == Form::kRecords) break;
-      tokens = max(tokens, block.tokens[home]);
-    }
-    const bool many = in_records && chunk_tokens(tokens) > 1;
+    for (unsigned kinds = records << 1 | 1u; kinds != 0; kinds &= kinds - 1) {
+      const int kind = __ffs(static_cast<int>(kinds)) - 2;  // -1 = units, else a step
+      const bool in_records = kind >= 0;
+      const int tokens = in_records ? block.tokens[home_at(call, kind)] : most;
+      const bool done = in_records ? (begun.records >> kind & 1) != 0 : begun.units && first == 1;
 #pragma unroll 1
-    for (int at = share; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
-      const Item item = item_of(call, in_records, tokens, at, warp_index());
-      const int batch = many ? max(kTableRows / max(call.num_local_experts, 1), 1) : 1;
+      for (int at = share + (done ? blocks : 0); at < num_items(call, in_records, tokens); at += blocks) {
+        const Item item = item_of(call, in_records, tokens, at);
 #pragma unroll 1
-      for (int start_token = item.first; start_token < item.end; start_token += batch) {
-        const int end_token = min(start_token + batch, item.end);
-        know_rows(p, shared, many ? first_home : me, start_token, end_token, many, known_token);
-#pragma unroll 1
-        for (int token = start_token; token < end_token; ++token) {
-#pragma unroll 1
-          for (int step = first; step < next; ++step) {
-            const int home = around(call, me + step);
-            const int pair = many ? token - start_token : step == ranks ? 0 : step;
-            const std::int32_t* const rows = shared.rows + pair * call.num_local_experts;
-            if (per_choice) {
-              send_choices_of<kLogFmt>(p, shared, home, token, rows);
-            } else if (token < block.tokens[home]) {
-              Asked asked{-1, 0};
-              if (token == ahead && step <= call.tokens_per_warp) {
-                if (lane_index() < call.top_k) asked = shared.ahead[(step - 1) * call.top_k + lane_index()];
-              } else {
-                asked = share_asked(call, shared, home, token, parity);
-              }
-              if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
-#pragma unroll 1
-              for (int strip = item.first_strip; strip < item.end_strip; strip += call.warps) {
-                answer_strip(p, block, block.form[home], home, token, strip, asked, rows);
-              }
-            }
-          }
+        for (int token = item.first; token < item.end; ++token) {
+          const int from = in_records ? kind : first, to = in_records ? kind + 1 : end;
+          Found found = find(clerk, from, to, token);
+          if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) found.here = false;
+          emit(clerk, found, item, token, from, to, in_records && token + 1 == item.end ? at : -1, false);
         }
       }
-      if (in_records) ptx::barrier_sync(kStoredBarrier, threads + kLanes);  // pattern A: all before comm's release
+    }
+  }
+  return clerk.parity;
+}
+
+/// Ends the rounds.
+__device__ __forceinline__ void post_last(Clerk& clerk) {
+  if (lane_index() == 0) {
+    clerk.shared.round[clerk.parity].num_steps = 0;
+    clerk.shared.round[clerk.parity].chunk = -1;
+    clerk.shared.round[clerk.parity].last = true;
+  }
+  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
+}
+
+/// All that a clerk does while the experts' rank adds.
+__device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared, const Turn& turn) {
+  Block& block = shared.block;
+  Clerk clerk(call, shared, turn, 0);
+  const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
+  const int end = min(ranks, 1 + call.tokens_per_warp);
+  const Item item = first_item(call);
+  // The first token, before it is known who has how many.
+  const Found ahead = find(clerk, 1, end, item.first);
+  const bool here = clerk.lane.number < end - 1;
+  const int home = home_at(call, here ? 1 + clerk.lane.number : 0);
+  const bool in_records = here && ahead.head.form == Form::kRecords;
+  const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 2u << clerk.lane.number : 0);
+  const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
+  Begun begun{false, 0};
+  const unsigned present = __reduce_or_sync(kAllLanes, here && ahead.head.present ? 1u << home : 0);
+  if (lane_index() == 0) block.present = present | 1u << call.team.rank;  // the data warps want it, if nothing else comes
+  const bool alone = end == ranks && serves_alone(block);
+  const bool one_chunk = records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
+  bool all = false;
+  if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
+    all = alone && most <= blocks && !is_refresh(turn.number);
+    emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, share, 1, 2, share, all);
+    begun.records = records;
+  } else if (records != (1u << end) - 2) {
+    Found units = ahead;
+    if (in_records) units.here = false;
+    all = alone && records == 0 && most * call.pieces <= blocks;  // no refresh: there all come in records
+    emit(clerk, units, item, item.first, 1, end, -1, all);
+    begun.units = true;
+  }
+  if (all) return;
+  keep_head(block, here && clerk.lane.choice == 0, home, ahead.head);
+  if (end < ranks) await_heads(call, block, turn, end);
+  if (end < ranks || begun.records != records || most * call.pieces > blocks) {
+    clerk.parity = serve(call, shared, turn, clerk.parity, share, begun);
+  }
+  if (!serves_alone(block) && gate_opens(block)) {
+    for_each_share(block, false, [&](int extra) { clerk.parity = serve(call, shared, turn, clerk.parity, extra, {}); });
+  }
+  post_last(clerk);
+}
+
+// ---- data warps ----------------------------------------------------------------------------------------------------
+
+/// Data warps tell the comm warp to release a flag. Pattern A: what all have stored.
+__device__ __forceinline__ void tell_release(const CallParams& call, Shared& shared, int home, int chunk, int& parity) {
+  if (threadIdx.x == 0) shared.release[parity] = {home, chunk};
+  parity ^= 1;
+  ptx::barrier_sync(kStoredBarrier, (call.warps + 1) * kLanes);
+}
+/// Data warps tell the comm warp that there are no more flags to release.
+__device__ __forceinline__ void tell_no_more(const CallParams& call, Shared& shared, int parity) {
+  if (threadIdx.x == 0) shared.release[parity] = {-1, 0};
+  ptx::barrier_arrive(kStoredBarrier, (call.warps + 1) * kLanes);
+}
+/// The comm warp's side.
+__device__ __forceinline__ void release_chunks(const CallParams& call, const Shared& shared, const Turn& turn) {
+#pragma unroll 1
+  for (int parity = 0;; parity ^= 1) {
+    ptx::barrier_sync(kStoredBarrier, (call.warps + 1) * kLanes);
+    const Release release = shared.release[parity];
+    if (release.home < 0) return;
+    if (lane_index() == 0 && (shared.ranks >> release.home & 1) != 0 && look_at(shared.block.broken) == 0) {
+      publish(flag_in(region_to(call, turn, release.home), release.chunk), mark_of(call, turn));  // pattern A
+    }
+    __syncwarp();
+  }
+}
+
+/// This rank's sum of a home's token, one strip, to the home.
+__device__ __forceinline__ void put_answer(const CombineParams& p, const Turn& turn, Form form, int home, int token,
+                                           int strip, const Vectors<false>& sum) {
+  const CallParams& call = p.call;
+  Strip<1, 0> answer;
+  answer.data[0] = sum.at[0];
+  std::byte* const region = region_to(call, turn, home);
+  if (form == Form::kWords) {
+    store_words(region + call.at.words + call.cut.row_word(token, strip) * 8, answer, turn.number);
+  } else if (form == Form::kPackets) {
+    store_packets(region + call.at.packets + call.cut.packet(token, strip) * 16, answer, turn.number);
+  } else {
+    std::byte* const to = region + call.at.records + call.cut.record(token, 0) + strip * 512 + lane_index() * 16;
+    *reinterpret_cast<uint4*>(to) = answer.data[0];
+  }
+}
+
+/// Rows of one token of one home, one strip, that were loaded before it was known whether and how they are asked for.
+struct Ahead {
+  int home = -1, token = -1, strip = -1;
+  std::int32_t entry = -1;
+};
+
+/// Data warps, until the clerk says that there is no more to answer. `held`: the rows ahead.
+__device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Turn& turn, Ahead ahead,
+                                              Held& held) {
+  const CallParams& call = p.call;
+  int releases = 0;
+#pragma unroll 1
+  for (int parity = 0;; parity ^= 1) {
+    ptx::barrier_sync(kRoundBarrier, (call.warps + 1) * kLanes);  // and whoever is here is through with the round before
+    const Round& round = shared.round[parity];
+#pragma unroll 1
+    for (int i = 0; i < round.num_steps; ++i) {
+      const int home = home_at(call, round.first_step + i);
+      if ((round.asks >> (i * call.top_k) & 1) == 0 || (shared.ranks >> home & 1) == 0) continue;
+      Asked asked;
+      if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
+      if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
+      std::int32_t entry = ahead.entry;
+      if (home != ahead.home || round.token != ahead.token) entry = RawEntry(p, home, round.token).read(p);
+#pragma unroll 1
+      for (int strip = round.item.first_strip + warp_index(); strip < round.item.end_strip; strip += call.warps) {
+        if (home != ahead.home || round.token != ahead.token || strip != ahead.strip) {
+          load_rows(p, entry, strip, held);
+          ahead.strip = -1;  // what was held ahead is gone
+        }
+        const Vectors<false> sum = weigh(p, entry, asked, strip, held);
+        put_answer(p, turn, round.form[i], home, round.token, strip, sum);
+      }
+    }
+    if (round.chunk >= 0) tell_release(call, shared, home_at(call, round.first_step), round.chunk, releases);
+    if (round.last) break;
+  }
+  tell_no_more(call, shared, releases);
+}
+
+/// Every row of a home's token, as records: at [token][index among the token's experts here]. One warp, its strips.
+template <bool kLogFmt>
+__device__ __forceinline__ void send_choices_of(const CombineParams& p, const Turn& turn, int home, int token) {
+  const CallParams& call = p.call;
+  const std::int32_t entry = RawEntry(p, home, token).read(p);
+  const unsigned same = __match_any_sync(kAllLanes, entry);
+  const bool first = entry >= 0 && __ffs(static_cast<int>(same)) - 1 == lane_index();
+  const unsigned firsts = __ballot_sync(kAllLanes, first);
+  int index = 0;
+  for (unsigned left = firsts; left != 0; left &= left - 1) {
+    index += from_lane(entry, __ffs(static_cast<int>(left)) - 1) < entry ? 1 : 0;
+  }
+  const std::byte* const row = row_at(p, max(entry, 0));
+  std::byte* const record = region_to(call, turn, home) + call.at.records +
+                            call.cut.record(static_cast<unsigned>(token), min(index, call.cut.rows_per_token - 1));
+  for (unsigned left = firsts; left != 0; left &= left - 1) {
+    const int holder = __ffs(static_cast<int>(left)) - 1;
+    for (int strip = warp_index(); strip < call.cut.strips; strip += call.warps) {
+      put_record<kLogFmt>(from_lane(record, holder), from_lane(row, holder), call.hidden, strip);
     }
   }
 }
 
-/// The comm warp's side of answer_share(): a flag per chunk of records, in the same order.
-__device__ inline void release_chunks(const CombineParams& p, const Block& block, int share) {
+/// Data warps: all rows that any home may want, chunk by chunk. Own rows go through a region, too.
+template <bool kLogFmt>
+__device__ inline void send_choices(const CombineParams& p, Shared& shared, const Turn& turn) {
   const CallParams& call = p.call;
+  int releases = 0;
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step) {
-    const int home = around(call, call.team.rank + step);
+    const int home = home_at(call, step);
+    const bool may = (shared.ranks >> home & 1) != 0;
 #pragma unroll 1
-    for (int chunk = share; chunk < num_chunks(tokens_in_chunks(p, block, home));
-         chunk += static_cast<int>(gridDim.x)) {
-      ptx::barrier_sync(kStoredBarrier, (call.warps + 1) * kLanes);
-      if (lane_index() == 0 && *static_cast<const volatile int*>(&block.broken) == 0) {
-        publish(flag_in(block.to[home], chunk), mark_of(call, block.turn));  // pattern A
-      }
+    for (int at = static_cast<int>(blockIdx.x); at < num_chunks(call.max_tokens); at += static_cast<int>(gridDim.x)) {
+      const Item item = item_of(call, true, call.max_tokens, at);
+#pragma unroll 1
+      for (int token = item.first; may && token < item.end; ++token) send_choices_of<kLogFmt>(p, turn, home, token);
+      tell_release(call, shared, home, at, releases);
     }
   }
+  tell_no_more(call, shared, releases);
 }
 
 }  // namespace anyep::cuda::low_latency::homeward

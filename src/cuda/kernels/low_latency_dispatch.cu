@@ -2,8 +2,9 @@
 //
 //   after   slab row e, begin + i == the i-th token, in token order, that source s sends to local expert e, cast as asked;
 //           begin = earlier sources' counts; range[e][s] = begin << 32 | count
-//   roles   by warp: `warps` senders (x, cast, store to peers), `warps` receivers (places, rows to the slab; before that
-//           they count), comm (turn, marks, flags), gate, clerk (choices of this block's tokens, counts and ranges)
+//   roles   by warp: `warps` senders (x, cast, store to peers and, when it is known where, to the own slab), `warps`
+//           receivers (peers' rows to the slab; before that they count), comm (heads, gate, flags, marks), clerk (choices of
+//           this block's tokens, counts, where every source's rows go)
 //   moves   a row once per rank that hosts a choice, as words, packets or records by the source's number of tokens; own
 //           rows from x, cast once more
 //   syncs   head, counts and choices as words (pattern G) in every form; rows G or G', records by a flag per chunk (A, B)
@@ -16,63 +17,67 @@
 namespace anyep::cuda::low_latency {
 namespace outward {
 
+/// The comm warp.
+__device__ __forceinline__ void communicate(const CallParams& call, Block& block, const Role& role) {
+  enter(call, block);
+  if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
+    if (lane_index() == 0) tell_gate(block, true);
+    return;
+  }
+  unsigned ranks;
+  const Turn turn = start(call, block, Signs(call, block), ranks);
+  if (is_clerk_block()) send_heads(call, turn, ranks);
+  ptx::barrier_sync(kTurnBarrier, role.all_threads());
+  std::uint32_t before = 0;
+  if (lane_index() == 0) before = enter_gate(call, turn);
+  release_chunks(call, turn, ranks, role);
+  if (is_clerk_block()) release_marks(call, turn, ranks);
+  if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
+}
+
 template <bool kFp8, int kWarps>
 __global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
     dispatch_kernel(const __grid_constant__ DispatchParams p) {
   __shared__ Shared shared;
-  ptx::grid_dependency_wait();  // in this order: at most one launch waits ahead
-  ptx::grid_dependents_launch();
   const CallParams& call = p.call;
-  const Role role(call.warps);
   Block& block = shared.block;
+  clear(block);
+  if (threadIdx.x == 0) shared.posted = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < call.num_experts; i += static_cast<int>(blockDim.x)) {
+    shared.histogram[i] = 0;
+  }
+  __syncthreads();
+  const Role role(call.warps);
+  if (role.comm) return communicate(call, block, role);
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
-  if (role.sends) {
-    if (sends) send_rows<kFp8>(p, block, role);
-    return;
-  }
-  if (role.comm) {
-    start(call, block);
-    if (sends) ptx::barrier_arrive(kTurnForSenders, (role.warps + 1) * kLanes);
-    ptx::barrier_arrive(kTurnForHeads, 2 * kLanes);
-    ptx::barrier_arrive(kTurnForTeam, role.team_threads() + kLanes);
-    if (sends && is_clerk_block()) send_heads(call, block);
-    open_gate(call, block);
-    if (!sends) return;
-    release_chunks(call, block, role);
-    if (is_clerk_block()) release_marks(call, block);
-    return;
-  }
-  if (role.heads) {
-    ptx::barrier_sync(kTurnForHeads, 2 * kLanes);
-    if (!receives) return;
-    if (block.ok != 0) await_heads(call, block);
-    (void)gate_opens(block);
-    ptx::barrier_arrive(kGateBarrier, role.team_threads() + kLanes);
-    return;
-  }
-  if (sends) {
-    send_tables(call, shared, role);
+  OwnStrip<kFp8> own;
+  Turn turn;
+  Place place;
+  bool knows = false;
+  if (!sends) {
+    enter(call, block);
+    turn = find_turn(call);
+  } else if (role.sends) {
+    own = send_rows<kFp8>(p, block, role, turn);
   } else {
-    ptx::barrier_sync(kTurnForTeam, role.team_threads() + kLanes);
+    turn = send_tables(call, shared, role, place, knows);
   }
   if (!receives) return;
-  const Lookup lookup(call);
-  OwnStrip<kFp8> own;
-  const int ahead = unit_of(call, static_cast<int>(blockIdx.x)).token;  // the token of this block's first unit
-  if (role.receives) {
-    own = prepare_own<kFp8>(p, role);
-    if (role.warp == 0 && block.ok != 0) shared.ahead[lane_index()] = look_for_targets(p, block, lookup, ahead);
+  const int counts_threads = role.team_threads();
+  if (role.clerk) {
+    if (call.waited != nullptr && is_clerk_block()) time_heads(call, block, turn);
+    // In a launch that sends, what is not known is a token that this rank does not have, or is asked for as those of others.
+    return run_clerk(p, shared, turn, role.round_threads(), counts_threads, knows ? &place : nullptr);
   }
-  ptx::barrier_sync(kGateBarrier, role.team_threads() + kLanes);
-  if (gate_of(block) != 1) return;
-  int parity = 0;
-  for_each_share(block, [&](int share) {
-    if (role.receives) receive_share<kFp8>(p, shared, role, lookup, own, ahead, share, parity);
-    if (share == static_cast<int>(gridDim.x) - 1) {
-      read_counts(call, shared, role);
-      if (role.clerk && block.broken == 0) write_ranges(p, shared);
-    }
-  });
+  Early<kFp8> early;
+  if (role.receives) {
+    // Of sources before the last one, where rows of later ones begin; of all, for the caller.
+    const int sources = is_clerk_block() ? call.team.num_ranks : call.team.num_ranks - 1;
+    gather_counts(call, shared, turn, sources, role.warp * kLanes + lane_index(), role.warps * kLanes);
+    ptx::barrier_arrive(kCountsBarrier, counts_threads);
+    early = look_early<kFp8>(call, shared, role, turn);
+  }
+  serve_rounds<kFp8>(p, shared, role, turn, own, early);
 }
 
 const Kernel<DispatchParams> kDispatch[2][2] = {

@@ -1,4 +1,7 @@
-// Low-latency dispatch, the receiver's side: where rows go, waiting for them, copies to every chosen expert.
+// Low-latency dispatch, the receiver's side: the clerk finds out where rows go, data warps take and copy them.
+//
+// They meet at a barrier per round: for one token of some sources, or of all, which choices go where. Own rows are part of
+// it; their senders still have them.
 #pragma once
 
 #include <cstdint>
@@ -7,333 +10,532 @@
 
 namespace anyep::cuda::low_latency::outward {
 
-/// One look at the counts that `sources` have of a local expert. Returns a source whose count is not there yet, or -1.
-__device__ __forceinline__ int read_counts_of(const CallParams& call, const Block& block, unsigned sources, int expert,
-                                              std::uint32_t (&values)[kMaxRanks]) {
-  std::uint64_t words[kMaxRanks];
-#pragma unroll
-  for (int source = 0; source < kMaxRanks; ++source) {
-    if ((sources >> source & 1) == 0) continue;
-    words[source] =
-        protocol::Shared(word_in(call, block.from[source], 1 + static_cast<unsigned>(expert))).load(protocol::kRelaxed);
-  }
-  int missing = -1;
-#pragma unroll
-  for (int source = 0; source < kMaxRanks; ++source) {
-    if ((sources >> source & 1) == 0) continue;
-    values[source] = protocol::count_value(words[source]);
-    if (protocol::count_epoch(words[source]) != block.turn) missing = source;
-  }
-  return missing;
-}
-
-/// Receivers and clerk: every source's count of every local expert.
-__device__ inline void read_counts(const CallParams& call, Shared& shared, const Role& role) {
-  Block& block = shared.block;
-  const int ranks = call.team.num_ranks, me = call.team.rank;
-  for (int expert = role.team_thread(); expert < call.num_local_experts; expert += role.team_threads()) {
-    unsigned open = block.present;
-    std::uint32_t values[kMaxRanks] = {};
-    while (open != 0) {
-      int missing = me;
-      const bool all = await(call, block, missing, kWaitInReceive, [&] {
-        missing = read_counts_of(call, block, open, expert, values);
-        return missing < 0;
-      });
-      if (all || missing < 0) break;
-      open &= ~(1u << missing);  // masked, or this block is broken
-      values[missing] = 0;
-    }
-#pragma unroll
-    for (int source = 0; source < kMaxRanks; ++source) {
-      if (source >= ranks) break;
-      const std::uint32_t most = static_cast<std::uint32_t>(block.tokens[source]);
-      shared.counts[expert * ranks + source] = static_cast<std::int32_t>(min(values[source], most));
-    }
-  }
-  ptx::barrier_sync(kTeamBarrier, role.team_threads());
-}
-
-/// Clerk: counts, ranges, statistics.
-__device__ inline void write_ranges(const DispatchParams& p, const Shared& shared) {
-  const CallParams& call = p.call;
-  const int ranks = call.team.num_ranks;
-  for (int expert = lane_index(); expert < call.num_local_experts; expert += kLanes) {
-    std::int32_t rows = 0;
-    for (int source = 0; source < ranks; ++source) {
-      const std::int32_t count = shared.counts[expert * ranks + source];
-      p.range[expert * ranks + source] = static_cast<std::int64_t>(rows) << 32 | count;
-      rows += count;
-    }
-    p.counts[expert] = rows;
-    if (p.received != nullptr) p.received[expert] += rows;
-  }
-}
-
-/// Rows of an expert that come from sources before `source`. A source that is masked meanwhile brings none. Leaves when the
-/// block retreats: the counts may be those of a block of this rank that finds no SM.
-__device__ __forceinline__ int rows_before(const CallParams& call, Block& block, int source, int expert) {
-  int rows = 0;
-#pragma unroll 1
-  for (int earlier = 0; earlier < source; ++earlier) {
-    if ((block.dead >> earlier & 1) != 0) continue;
-    std::uint64_t& word = word_in(call, block.from[earlier], 1 + static_cast<unsigned>(expert));
-    std::uint64_t seen = 0;
-    const bool came = await(call, block, earlier, kWaitInReceive, [&] {
-      seen = protocol::Shared(word).load(protocol::kRelaxed);
-      return protocol::count_epoch(seen) == block.turn || gate_of(block) == 2;
-    });
-    if (came) rows += min(static_cast<int>(protocol::count_value(seen)), call.max_tokens);
-  }
-  return rows;
-}
-
-/// Where choices of a received token go, for several sources at once: lane i looks at choice i % top_k of the source
-/// i / top_k steps after this rank.
-struct Lookup {
-  int step, choice;
-
-  __device__ explicit Lookup(const CallParams& call)
-      : step(lane_index() / call.top_k), choice(lane_index() - step * call.top_k) {}
-};
-
 __device__ __forceinline__ int source_at(const CallParams& call, int step) {
   return around(call, call.team.rank + step);
 }
 
-/// Where the choice in a word goes.
-__device__ __forceinline__ Target target_of(const DispatchParams& p, Block& block, int source, std::uint64_t word) {
-  const CallParams& call = p.call;
-  const std::uint32_t value = protocol::count_value(word);
-  const auto expert = static_cast<int>(value >> kPositionBits);
-  const int slab_rows = call.team.num_ranks * call.max_tokens;
-  if (value == kNoChoice || expert >= call.num_local_experts) return {-1, 0};
-  const int row = static_cast<int>(value & ((1u << kPositionBits) - 1)) + rows_before(call, block, source, expert);
-  if (row >= slab_rows) return {-1, 0};
-  return {static_cast<std::int64_t>(expert) * slab_rows + row,
-          expert * p.scale_expert_stride + row * p.scale_row_stride};
-}
-__device__ __forceinline__ std::uint64_t& choice_word(const CallParams& call, const Block& block, const Lookup& lookup,
-                                                      int source, int token) {
-  return word_in(call, block.from[source], call.cut.table_word(static_cast<unsigned>(token), lookup.choice));
-}
+// ---- counts --------------------------------------------------------------------------------------------------------
 
-/// Targets of token `token` of the sources at steps [first, end) that bring it. All lanes.
-__device__ __forceinline__ Target find_targets(const DispatchParams& p, Block& block, const Lookup& lookup, int first,
-                                               int end, int token) {
-  const CallParams& call = p.call;
-  Target target{-1, 0};
-  const int step = first + lookup.step;
-  if (lookup.step < call.tokens_per_warp && step < end) {
-    const int source = source_at(call, step);
-    if (token < block.tokens[source]) {
-      std::uint64_t& word = choice_word(call, block, lookup, source, token);
-      std::uint64_t seen = 0;
-      const bool came = await(call, block, source, kWaitInReceive, [&] {
-        seen = protocol::Shared(word).load(protocol::kRelaxed);
-        return protocol::count_epoch(seen) == block.turn;
-      });
-      if (came) target = target_of(p, block, source, seen);
-    }
-  }
-  __syncwarp();
-  return target;
-}
-
-/// The same for the first sources, from this rank on, before it is known which sources bring how many.
-__device__ __forceinline__ Target look_for_targets(const DispatchParams& p, Block& block, const Lookup& lookup,
-                                                   int token) {
-  const CallParams& call = p.call;
-  Target target{-1, 0};
-  if (lookup.step < call.tokens_per_warp && lookup.step < call.team.num_ranks && token < call.max_tokens) {
-    const int source = source_at(call, lookup.step);
-    std::uint64_t& word = choice_word(call, block, lookup, source, token);
-    std::uint64_t seen = 0;
-    const bool found = look_ahead(call, block, source, token, [&] {
-      seen = protocol::Shared(word).load(protocol::kRelaxed);
-      return protocol::count_epoch(seen) == block.turn;
-    });
-    if (found && gate_of(block) != 2) target = target_of(p, block, source, seen);
-  }
-  __syncwarp();
-  return target;
-}
-
-/// Receivers: one warp looks, since many that poll are in each other's way; all get the answer. find() in that warp only;
-/// its waits hold for all (pattern B).
-template <class Find>
-__device__ __forceinline__ Target share_targets(Shared& shared, const Role& role, int& parity, Find&& find) {
-  if (role.warps == 1) return find();
-  if (role.warp == 0) shared.targets[parity][lane_index()] = find();
-  ptx::barrier_sync(kTargetBarrier, role.warps * kLanes);  // and whoever is here has read the targets before the last
-  const Target target = shared.targets[parity][lane_index()];
-  parity ^= 1;
-  return target;
-}
-
-/// Waits for a strip of a peer. False in all lanes: it will not come.
-template <bool kFp8>
-__device__ __forceinline__ bool take_strip(const CallParams& call, Block& block, Form form, int source, int token,
-                                           int strip, RowStrip<kFp8>& row) {
-  constexpr int kVectors = kFp8 ? 1 : 2, kScales = kFp8 ? 4 : 0;
-  const std::byte* const region = block.from[source];
-  bool came = true;
-  if (form == Form::kWords) {
-    const std::byte* const from = region + call.layout.words + call.cut.row_word(token, strip) * 8;
-    came = await(call, block, source, kWaitInReceive, [&] { return load_words(from, row, block.turn); });
-    came = __all_sync(kAllLanes, came);
-  } else if (form == Form::kPackets) {
-    const std::byte* const from = region + call.layout.packets + call.cut.packet(token, strip) * 16;
-    Packets<kVectors> packets;
-    came = await(call, block, source, kWaitInReceive,
-                 [&] { return load_packets<kVectors, kScales>(from, packets, block.turn); });
-    came = __all_sync(kAllLanes, came);
-    unpack(packets, row);
-  } else {
-    const std::byte* const record = region + call.layout.records + call.cut.record(token, 0);
-    const std::byte* const from = record + (strip * (kVectors * kLanes) + lane_index()) * 16;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) row.data[v] = ptx::load_l2(from + v * kLanes * 16);
-    if (kFp8) {
-      row.scale =
-          __ldcg(reinterpret_cast<const std::uint32_t*>(record + call.cut.strips * 512) + strip * 4 + lane_index() / 8);
-    }
-  }
-  return came;
-}
-
-/// Stores a strip to the rows of the chosen experts, those of `lanes`.
-template <bool kFp8>
-__device__ __forceinline__ void expand(const DispatchParams& p, const Target& target, unsigned lanes, int token,
-                                       int strip, const RowStrip<kFp8>& row) {
-  const CallParams& call = p.call;
-  constexpr int kVectors = kFp8 ? 1 : 2, kBytes = kFp8 ? 1 : 2;
-  // Addresses by lane first, so that the loop over choices is short.
-  const int element = element_of<kFp8>(strip, 0);
-  std::byte* const lane_row = p.slab + target.row * (call.hidden * kBytes);
-  std::uint32_t* const lane_scales = p.scales + target.scale_at;
-  std::uint32_t scale = row.scale;
-  bool has_scale = kFp8 && lane_index() % 8 == 0 && element < call.hidden;
-  std::int64_t scale_offset = (strip * 4 + lane_index() / 8) * p.scale_column_stride;
-  if (kFp8 && p.wire == Wire::kUE8M0) {
-    scale = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scale |= (from_lane(row.scale, i * 8) >> 23 & 0xFFu) << (8 * i);
-    has_scale = lane_index() == 0;
-    scale_offset = strip * p.scale_column_stride;
-  }
+/// Some warps, `threads` in all: the counts of the first `sources` sources, in shared memory. A source that is masked
+/// meanwhile brings none. Leaves when the block retreats: the counts may be those of a block of this rank that finds no SM.
+__device__ __forceinline__ void gather_counts(const CallParams& call, Shared& shared, const Turn& turn, int sources,
+                                              int thread, int threads) {
+  Block& block = shared.block;
+  constexpr int kUnroll = 4;
+  const int experts = call.num_local_experts, total = sources * experts;
+  const unsigned reciprocal =
+      call.team.rank < call.larger_ranks ? call.larger_reciprocal : call.smaller_reciprocal;  // of `experts`
 #pragma unroll 1
-  for (unsigned left = lanes; left != 0; left &= left - 1) {
-    const int choice = __ffs(static_cast<int>(left)) - 1;
-    std::byte* const to = from_lane(lane_row, choice) + element * kBytes;
+  for (int base = thread; base < total; base += kUnroll * threads) {
+    std::uint64_t* at[kUnroll];
+    int from[kUnroll];
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      if (element + v * (kLanes * 8) < call.hidden) *reinterpret_cast<uint4*>(to + v * (kLanes * 16)) = row.data[v];
+    for (int i = 0; i < kUnroll; ++i) {
+      const int pair = min(base + i * threads, total - 1);
+      from[i] = static_cast<int>(static_cast<unsigned>(pair) * reciprocal >> kExpertBits);
+      at[i] = &word_in(call, region_from(call, turn, from[i]), 1 + static_cast<unsigned>(pair - from[i] * experts));
     }
-    if constexpr (kFp8) {
-      std::uint32_t* const scales = from_lane(lane_scales, choice);
-      if (has_scale) scales[scale_offset] = scale;
+    std::uint64_t words[kUnroll];
+    unsigned dead = block.dead;
+    for (int missing = -1;; dead |= 1u << missing) {  // masked, or this block is broken
+      const bool all = await(call, block, turn, missing, kWaitInReceive, [&] {
+        missing = -1;
+#pragma unroll
+        for (int i = 0; i < kUnroll; ++i) words[i] = protocol::Shared(*at[i]).load(protocol::kRelaxed);
+#pragma unroll
+        for (int i = 0; i < kUnroll; ++i) {
+          if ((dead >> from[i] & 1) == 0 && protocol::count_epoch(words[i]) != turn.number) missing = from[i];
+        }
+        return missing < 0 || retreats(block);
+      });
+      if (all || missing < 0) break;
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int pair = base + i * threads;
+      if (pair >= total) break;
+      const bool there = protocol::count_epoch(words[i]) == turn.number;
+      shared.counts[pair] = there ? min(static_cast<int>(protocol::count_value(words[i])), call.max_tokens) : 0;
     }
   }
-  if (strip == 0 && (lanes >> lane_index() & 1) != 0) p.source[target.row] = token;
 }
 
-/// A strip of an own row, cast before it is needed.
+/// The clerk of the clerk block, or of the one that serves in its place: counts, ranges and statistics for the caller.
+__device__ __forceinline__ void write_counts(const DispatchParams& p, const Shared& shared) {
+  const CallParams& call = p.call;
+  const Block& block = shared.block;
+  const int ranks = call.team.num_ranks, experts = call.num_local_experts;
+  // Once only, whoever else serves this share: statistics are added.
+  if (!gate_opens(block) || any_lane(look_at(block.broken) != 0)) return;
+  constexpr int kUnroll = 4;
+#pragma unroll 1
+  for (int first = lane_index(); first < experts; first += kUnroll * kLanes) {
+    std::int32_t rows[kUnroll] = {};
+#pragma unroll 1
+    for (int source = 0; source < ranks; ++source) {
+      const bool present = (block.present >> source & 1) != 0;
+#pragma unroll
+      for (int i = 0; i < kUnroll; ++i) {
+        const int expert = first + i * kLanes;
+        if (expert >= experts) break;
+        const std::int32_t count = present ? shared.counts[source * experts + expert] : 0;
+        p.range[expert * ranks + source] = static_cast<std::int64_t>(rows[i]) << 32 | count;
+        rows[i] += count;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int expert = first + i * kLanes;
+      if (expert >= experts) break;
+      p.counts[expert] = rows[i];
+      if (p.received != nullptr) p.received[expert] += rows[i];
+    }
+  }
+}
+
+// ---- data warps ----------------------------------------------------------------------------------------------------
+
+/// One look at a strip that carries its flag. All lanes; true in those whose part is there.
 template <bool kFp8>
-struct OwnStrip {
+__device__ __forceinline__ bool see_strip(const std::byte* from, Form form, const Turn& turn, RowStrip<kFp8>& row) {
+  constexpr int kVectors = kFp8 ? 1 : 2, kScales = kFp8 ? 4 : 0;
+  if (form == Form::kWords) return load_words(from, row, turn.number);
+  Packets<kVectors> packets;
+  const bool there = load_packets<kVectors, kScales>(from, packets, turn.number);
+  __syncwarp();
+  unpack(packets, row);
+  return there;
+}
+
+template <bool kFp8>
+__device__ __forceinline__ void load_record(const CallParams& call, const std::byte* record, int strip,
+                                            RowStrip<kFp8>& row) {
+  constexpr int kVectors = kFp8 ? 1 : 2;
+  const std::byte* const from = record + (strip * (kVectors * kLanes) + lane_index()) * 16;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) row.data[v] = ptx::load_l2(from + v * kLanes * 16);
+  if (kFp8) {
+    row.scale =
+        __ldcg(reinterpret_cast<const std::uint32_t*>(record + call.cut.strips * 512) + strip * 4 + lane_index() / 8);
+  }
+}
+
+/// A strip of a peer that was taken before it was known whether it is wanted.
+template <bool kFp8>
+struct Early {
   int token = -1, strip = 0;
+  Form form = Form::kRecords;  ///< what was looked for; records: nothing was
   RowStrip<kFp8> row;
 };
 
+/// Receivers, until the clerk knows more: looks for this block's first strip of the next rank, in the form of the own rows.
 template <bool kFp8>
-__device__ __forceinline__ void receive_strip(const DispatchParams& p, Block& block, const OwnStrip<kFp8>& own,
-                                              const Target& target, unsigned lanes, int source, int token, int strip) {
-  RowStrip<kFp8> row;
-  if (source == p.call.team.rank) {
-    if (token == own.token && strip == own.strip) {
-      row = own.row;
-    } else {
-      row = cast<kFp8>(p, load_x<kFp8>(p, token, strip), strip);
-    }
-  } else {
-    if (!take_strip<kFp8>(p.call, block, block.form[source], source, token, strip, row)) {
-      if (block.broken != 0) return;
-      row = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted
-    }
+__device__ __forceinline__ Early<kFp8> look_early(const CallParams& call, const Shared& shared, const Role& role,
+                                                  const Turn& turn) {
+  Early<kFp8> early;
+  const Item item = item_of(call, false, 0, static_cast<int>(blockIdx.x));
+  const int strip = item.first_strip + role.warp;
+  const Form form = own_form(call, turn);
+  if (form == Form::kRecords || call.team.num_ranks == 1 || strip >= item.end_strip) return early;
+  if (item.first >= min(call.max_tokens, form == Form::kWords ? kMostWordTokens : kMostPacketTokens)) return early;
+  const std::byte* const from =
+      region_from(call, turn, source_at(call, 1)) + strip_at(call, form, item.first, strip);
+  bool there = false;
+  while (!there && !any_lane(look_at(shared.posted) != 0)) {  // the clerk's wait has a limit
+    there = __all_sync(kAllLanes, see_strip<kFp8>(from, form, turn, early.row));
   }
-  expand<kFp8>(p, target, lanes, token, strip, row);
+  if (!there) return early;
+  early.token = item.first;
+  early.strip = strip;
+  early.form = form;
+  return early;
 }
 
-/// A share of all sources' rows: those of words and packets together, unit by unit, those of records source by source,
-/// chunk by chunk. Own rows first: they hide the others' flight. One place for all forms, since code is slow to come, too.
+/// Stores a strip to the rows of the chosen experts: bits of `choices`, entries of `targets` in shared memory.
 template <bool kFp8>
-__device__ inline void receive_share(const DispatchParams& p, Shared& shared, const Role& role, const Lookup& lookup,
-                                     const OwnStrip<kFp8>& own, int ahead, int share, int& parity) {
+__device__ __forceinline__ void expand(const DispatchParams& p, const Target* targets, unsigned choices, int strip,
+                                       const RowStrip<kFp8>& row) {
+  constexpr int kVectors = kFp8 ? 1 : 2, kBytes = kFp8 ? 1 : 2;
+  const int element = element_of<kFp8>(strip, 0), left_over = static_cast<int>(p.call.hidden) - element;
+  std::uint32_t scale = row.scale;
+  bool has_scale = kFp8 && lane_index() % 8 == 0 && left_over > 0;
+  std::int64_t scale_offset = 0;
+  if constexpr (kFp8) {
+    int column = strip * 4 + lane_index() / 8;
+    if (p.wire == Wire::kUE8M0) {
+      scale = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scale |= (from_lane(row.scale, i * 8) >> 23 & 0xFFu) << (8 * i);
+      has_scale = lane_index() == 0;
+      column = strip;
+    }
+    scale_offset = column * p.scale_column_stride;
+  }
+#pragma unroll 1
+  for (; choices != 0; choices &= choices - 1) {
+    const Target target = targets[__ffs(static_cast<int>(choices)) - 1];
+    std::byte* const to = target.row + element * kBytes;
+    if (left_over > 0) *reinterpret_cast<uint4*>(to) = row.data[0];
+    if constexpr (kVectors == 2) {
+      if (left_over > kLanes * 8) *reinterpret_cast<uint4*>(to + kLanes * 16) = row.data[1];
+    }
+    if (has_scale) target.scales[scale_offset] = scale;
+  }
+}
+
+/// Waits for a strip of a peer. False in all lanes: it will not come, or this block retreats.
+template <bool kFp8>
+__device__ __forceinline__ bool take_strip(const CallParams& call, Block& block, const Turn& turn, Form form, int source,
+                                           int token, int strip, RowStrip<kFp8>& row) {
+  const std::byte* const from = region_from(call, turn, source) + strip_at(call, form, token, strip);
+  if (form == Form::kRecords) {
+    load_record<kFp8>(call, from, strip, row);
+    return true;
+  }
+  bool there = false;
+  (void)await_together(call, block, turn, source, kWaitInReceive, [&] {
+    there = __all_sync(kAllLanes, see_strip<kFp8>(from, form, turn, row));
+    return there || any_lane(retreats(block));
+  });
+  return there;
+}
+
+/// Senders (own rows) and receivers (peers' rows), until the clerk says that this was the last round.
+template <bool kFp8>
+__device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& shared, const Role& role, const Turn& turn,
+                                             const OwnStrip<kFp8>& own, const Early<kFp8>& early) {
   const CallParams& call = p.call;
   Block& block = shared.block;
-  const int ranks = call.team.num_ranks;
-  int next = 0;
+  const unsigned choices_of_step = (1u << (call.top_k - 1)) * 2 - 1;
 #pragma unroll 1
-  for (int first = 0; first < ranks; first = next) {
-    const bool in_records = block.form[source_at(call, first)] == Form::kRecords;
-    int tokens = 0;
-    do {
-      tokens = max(tokens, block.tokens[source_at(call, next)]);
-      ++next;
-    } while (next < ranks && !in_records && next - first < call.tokens_per_warp &&
-             block.form[source_at(call, next)] != Form::kRecords);
+  for (int parity = 0;; parity ^= 1) {
+    ptx::barrier_sync(kRoundBarrier, role.round_threads());  // and whoever is here is through with the round before
+    const Round& round = shared.round[parity];
 #pragma unroll 1
-    for (int at = share; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
-      const Item item = item_of(call, in_records, tokens, at, role.warp);
-      const bool needs_flag = in_records && first != 0;  // own records have none
-      bool flagged = !needs_flag;                        // in the warp that looks
+    for (int i = 0; i < round.num_steps; ++i) {
+      const unsigned choices = round.hits >> (i * call.top_k) & choices_of_step;
+      const int step = round.first_step + i;
+      if (choices == 0 || role.sends != (step == 0)) continue;
+      const int source = source_at(call, step);
 #pragma unroll 1
-      for (int token = item.first; token < item.end; ++token) {
-        // What was looked up ahead counts steps from this rank on.
-        const bool known = token == ahead && next <= call.tokens_per_warp;
-        const int base = known ? 0 : first;
-        Target target;
-        if (known && !needs_flag) {
-          target = shared.ahead[lane_index()];
-        } else {
-          target = share_targets(shared, role, parity, [&] {
-            Target found = known ? shared.ahead[lane_index()] : find_targets(p, block, lookup, first, next, token);
-            const bool here = found.row >= 0 && (!known || lookup.step == first);
-            if (flagged || !__any_sync(kAllLanes, here)) return found;
-            bool came = true;
-            if (lane_index() == 0) came = await_flag(call, block, source_at(call, first), at);
-            flagged = true;
-            if (!__all_sync(kAllLanes, came)) found.row = -1;  // a peer that died in mid-send, or this block is broken
-            return found;
-          });
-        }
-#pragma unroll 1
-        for (int step = first; step < next; ++step) {
-          const unsigned lanes = __ballot_sync(
-              kAllLanes, target.row >= 0 && base + lookup.step == step && token < block.tokens[source_at(call, step)]);
-          if (lanes == 0) continue;
-#pragma unroll 1
-          for (int strip = item.first_strip; strip < item.end_strip; strip += role.warps) {
-            receive_strip<kFp8>(p, block, own, target, lanes, source_at(call, step), token, strip);
+      for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += role.warps) {
+        RowStrip<kFp8> row = own.row;
+        if (step != 0) {
+          row = early.row;
+          if ((step != 1 || round.token != early.token || strip != early.strip || round.form[i] != early.form) &&
+              !take_strip<kFp8>(call, block, turn, round.form[i], source, round.token, strip, row)) {
+            if (any_lane(look_at(block.broken) != 0 || retreats(block))) break;
+            row = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted
           }
+        } else if (round.token != own.token || strip != own.strip) {
+          row = cast<kFp8>(p, load_x<kFp8>(p, round.token, strip), strip);
+        }
+        expand<kFp8>(p, round.targets + i * call.top_k, choices, strip, row);
+      }
+    }
+    if (round.last) return;
+  }
+}
+
+// ---- clerk ---------------------------------------------------------------------------------------------------------
+
+/// Where one choice of a token goes, in its lane.
+struct Found {
+  bool asked = false;     ///< this lane has a choice of a token that its source has
+  std::int32_t row = -1;  ///< as DispatchParams::rows has it
+  Target target{};
+  std::int32_t* source = nullptr;  ///< of that row
+  Head head;                       ///< of the lane's source
+};
+
+/// The clerk of a block, one warp: what it needs wherever it is.
+struct Clerk {
+  const DispatchParams& p;
+  Shared& shared;
+  Turn turn;
+  LaneOfChoices lane;
+  int round_threads;
+  int parity;  ///< of the next round
+
+  __device__ __forceinline__ Clerk(const DispatchParams& params, Shared& block, const Turn& now, int threads, int next)
+      : p(params), shared(block), turn(now), lane(params.call), round_threads(threads), parity(next) {}
+};
+
+/// The choices of `token` at the sources at steps [first, end) as their words say it, and those sources' heads. `own`: the
+/// places of this rank's token, where they need not be asked for.
+__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, int first, int end, int token, const Place* own,
+                                             Found& found) {
+  const CallParams& call = clerk.p.call;
+  const Turn& turn = clerk.turn;
+  Block& block = clerk.shared.block;
+  const int step = first + clerk.lane.number;
+  const bool mine = clerk.lane.number < call.tokens_per_warp && step < end;
+  const int source = source_at(call, mine ? step : 0);
+  const bool is_own = source == call.team.rank;
+  std::uint32_t value = kNoChoice;
+  if (is_own && (own != nullptr || !mine)) {
+    found.head = {true, call.routing.num_tokens, own_form(call, turn)};
+    found.asked = mine && token < found.head.tokens;
+    if (found.asked && own->home == source) value = own->value;
+  } else {
+    std::uint64_t seen = 0, choice = 0;
+    bool came = (block.dead >> source & 1) == 0;
+    if (came) {
+      std::byte* const region = region_from(call, turn, source);
+      std::uint64_t& word = word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
+      came = await(call, block, turn, source, kWaitInReceive, [&] {
+        seen = is_own ? protocol::make_count(turn.number, static_cast<std::uint32_t>(call.team.code) << 16 |
+                                                              static_cast<std::uint32_t>(own_form(call, turn)) << kTokenBits |
+                                                              static_cast<std::uint32_t>(call.routing.num_tokens))
+                      : protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
+        choice = protocol::Shared(word).load(protocol::kRelaxed);
+        const bool there = protocol::count_epoch(choice) == turn.number || token >= tokens_of(seen);
+        return (protocol::count_epoch(seen) == turn.number && there) || retreats(block);
+      });
+    }
+    found.head = read_head(call, block, turn, source, came && protocol::count_epoch(seen) == turn.number, seen);
+    found.asked = token < found.head.tokens && protocol::count_epoch(choice) == turn.number;
+    if (found.asked) value = protocol::count_value(choice);
+  }
+  __syncwarp();
+  return value;
+}
+
+/// Where a choice goes, now that the counts are there; they are not where this block retreats. All lanes, each its own.
+__device__ __forceinline__ void locate(const Clerk& clerk, int first, std::uint32_t value, Found& found) {
+  const DispatchParams& p = clerk.p;
+  const CallParams& call = p.call;
+  if (any_lane(retreats(clerk.shared.block))) {
+    found.asked = false;  // whoever serves in its place says where it went
+    return;
+  }
+  const auto expert = static_cast<int>(value >> kPositionBits);
+  const int slab_rows = call.team.num_ranks * call.max_tokens;
+  if (value == kNoChoice || expert >= call.num_local_experts) return;
+  const int source = source_at(call, first + clerk.lane.number);
+  int row = static_cast<int>(value & ((1u << kPositionBits) - 1));
+#pragma unroll 1
+  for (int earlier = 0; earlier < source; ++earlier) row += clerk.shared.counts[earlier * call.num_local_experts + expert];
+  if (row >= slab_rows) return;
+  const int slab_row = expert * slab_rows + row;
+  found.row = expert << kRowBits | row;
+  found.target.row = p.slab + slab_row * (p.wire == Wire::kBF16 ? call.hidden * 2 : call.hidden);
+  found.target.scales = p.scales + expert * p.scale_expert_stride + row * p.scale_row_stride;
+  found.source = p.source + slab_row;
+}
+
+/// Tells the data warps about a token of the sources at steps [first, end), lanes as ask() has them.
+__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, int token, int first, int end,
+                                     bool last) {
+  Round& round = clerk.shared.round[clerk.parity];
+  clerk.parity ^= 1;
+  const bool hit = clerk.lane.number < end - first && found.row >= 0;
+  const unsigned hits = __ballot_sync(kAllLanes, hit);
+  round.targets[lane_index()] = found.target;
+  if (hit) round.form[clerk.lane.number] = found.head.form;  // the same in all lanes of a source
+  if (lane_index() == 0) {
+    round.token = token;
+    round.first_strip = item.first_strip;
+    round.end_strip = item.end_strip;
+    round.first_step = first;
+    round.num_steps = end - first;
+    round.last = last;
+    round.hits = hits;
+    tell(clerk.shared.posted, 1);
+  }
+  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
+}
+
+/// Notes where a token of the sources at steps [first, end) went.
+__device__ __forceinline__ void note(const Clerk& clerk, const Found& found, const Item& item, int token, int first,
+                                     int end) {
+  const DispatchParams& p = clerk.p;
+  if (item.first_strip != 0 || clerk.lane.number >= end - first || !found.asked) return;
+  if (found.row >= 0) *found.source = token;
+  if (p.rows != nullptr) {
+    const int source = source_at(p.call, first + clerk.lane.number);
+    p.rows[(source * p.call.max_tokens + token) * p.call.top_k + clerk.lane.choice] = found.row;
+  }
+}
+
+/// A round without rows: the data warps are through with what came before when they come; or it is the last.
+__device__ __forceinline__ void post(Clerk& clerk, bool last) {
+  if (lane_index() == 0) {
+    clerk.shared.round[clerk.parity].num_steps = 0;
+    clerk.shared.round[clerk.parity].last = last;
+    tell(clerk.shared.posted, 1);
+  }
+  clerk.parity ^= 1;
+  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
+}
+
+/// A chunk's flag, if anything of it comes here. All lanes.
+__device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int chunk, Found& found) {
+  if (step == 0 || !__any_sync(kAllLanes, found.row >= 0)) return;  // own records have none
+  bool came = true;
+  if (lane_index() == 0) {
+    came = await_flag(clerk.p.call, clerk.shared.block, clerk.turn, source_at(clerk.p.call, step), chunk);
+  }
+  // Pattern B, by the barrier of the round for all. Not there: a peer that died in mid-send, or this block is broken.
+  if (!__all_sync(kAllLanes, came)) found.row = -1;
+}
+
+/// What a clerk has done of its block's own share before serve() does the rest.
+struct Begun {
+  bool units;        ///< the first unit, of the sources whose rows are words or packets
+  unsigned records;  ///< steps of sources whose first chunk is done
+};
+
+/// The rounds of a share: units of all sources of a group whose rows are words or packets, then records source by source,
+/// chunk by chunk. Own rows come first: they hide the others' flight. Out of line: small batches have but one round. Returns
+/// the next round's parity.
+static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared, const Turn turn, int round_threads,
+                                         int parity, int share, const Begun begun) {
+  const CallParams& call = p.call;
+  const Block& block = shared.block;
+  Clerk clerk(p, shared, turn, round_threads, parity);
+  const int ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
+#pragma unroll 1
+  for (int first = 0; first < ranks; first += call.tokens_per_warp) {
+    const int end = min(first + call.tokens_per_warp, ranks);
+    int most = 0;
+    unsigned records = 0;
+#pragma unroll 1
+    for (int step = first; step < end; ++step) {
+      const int source = source_at(call, step);
+      if (block.form[source] == Form::kRecords) {
+        records |= 1u << step;
+      } else {
+        most = max(most, block.tokens[source]);
+      }
+    }
+    // One place for both kinds of items: steps of the group at once, then those of records one by one.
+#pragma unroll 1
+    for (unsigned kinds = records << 1 | 1u; kinds != 0; kinds &= kinds - 1) {
+      const int kind = __ffs(static_cast<int>(kinds)) - 2;  // -1 = units, else a step
+      const bool in_records = kind >= 0;
+      const int tokens = in_records ? block.tokens[source_at(call, kind)] : most;
+      const bool done = in_records ? (begun.records >> kind & 1) != 0 : begun.units && first == 0;
+#pragma unroll 1
+      for (int at = share + (done ? blocks : 0); at < num_items(call, in_records, tokens); at += blocks) {
+        const Item item = item_of(call, in_records, tokens, at);
+        bool flagged = !in_records;
+#pragma unroll 1
+        for (int token = item.first; token < item.end; ++token) {
+          const int from = in_records ? kind : first, to = in_records ? kind + 1 : end;
+          Found found;
+          const std::uint32_t value = ask(clerk, from, to, token, nullptr, found);
+          locate(clerk, from, value, found);
+          if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) {
+            found.asked = false;
+            found.row = -1;
+          }
+          if (!flagged) await_chunk(clerk, kind, at, found);
+          flagged = flagged || __any_sync(kAllLanes, found.row >= 0);
+          emit(clerk, found, item, token, from, to, false);
+          note(clerk, found, item, token, from, to);
         }
       }
     }
   }
+  return clerk.parity;
 }
 
-/// The strip of this rank's first unit, loaded and cast while the others' data are in flight.
-template <bool kFp8>
-__device__ __forceinline__ OwnStrip<kFp8> prepare_own(const DispatchParams& p, const Role& role) {
+/// A share of the rows of tokens that their sources do not have. `tokens`: in lane r, of rank r.
+__device__ __forceinline__ void forget_rest(const DispatchParams& p, const Block& block, int share) {
   const CallParams& call = p.call;
-  OwnStrip<kFp8> own;
-  const Unit unit = unit_of(call, static_cast<int>(blockIdx.x));
-  const int strip = unit.piece * role.warps + role.warp;
-  if (unit.token >= call.routing.num_tokens || strip >= call.cut.strips) return own;
-  own.token = unit.token;
-  own.strip = strip;
-  own.row = cast<kFp8>(p, load_x<kFp8>(p, own.token, strip), strip);
-  return own;
+  const int step = static_cast<int>(gridDim.x) * kLanes, most = call.max_tokens * call.top_k;
+#pragma unroll 1
+  for (int source = 0; source < call.team.num_ranks; ++source) {
+    std::int32_t* const rows = p.rows + source * most;
+#pragma unroll 1
+    for (int at = block.tokens[source] * call.top_k + share * kLanes + lane_index(); at < most; at += step) {
+      rows[at] = -1;
+    }
+  }
+}
+
+/// When it is not yet known for whom else this block serves.
+static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared& shared, const Turn turn,
+                                                int round_threads, int parity) {
+  Clerk clerk(p, shared, turn, round_threads, parity);
+  post(clerk, false);
+  if (lane_index() == 0) tell(shared.block.received, 1);
+  if (gate_opens(shared.block)) {
+    for_each_share(shared.block, false, [&](int share) {
+      clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, {});
+      if (p.rows != nullptr) forget_rest(p, shared.block, share);
+      if (share != static_cast<int>(gridDim.x) - 1) return;
+      gather_counts(p.call, shared, turn, p.call.team.num_ranks, lane_index(), kLanes);
+      __syncwarp();
+      write_counts(p, shared);
+    });
+  }
+  return clerk.parity;
+}
+
+/// All that a clerk does to receive. `own`: the places of this block's first token, null if they are not known.
+__device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& shared, const Turn& turn, int round_threads,
+                                          int counts_threads, const Place* own) {
+  const CallParams& call = p.call;
+  Block& block = shared.block;
+  Clerk clerk(p, shared, turn, round_threads, 0);
+  const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
+  const int group = min(ranks, call.tokens_per_warp);
+  const Item item = item_of(call, false, 0, share);
+  // The first token, before it is known who has how many.
+  Found ahead;
+  const std::uint32_t value = ask(clerk, 0, group, item.first, own, ahead);
+  ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
+  locate(clerk, 0, value, ahead);
+  const bool here = clerk.lane.number < group;
+  const bool in_records = here && ahead.head.form == Form::kRecords;
+  const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
+  const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
+  Begun begun{false, 0};
+  bool all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
+  if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
+    Found units = ahead;
+    if (in_records) units.row = -1;
+    emit(clerk, units, item, item.first, 0, group, all);
+    units.asked = ahead.asked && !in_records;
+    note(clerk, units, item, item.first, 0, group);
+    begun.units = true;
+  }
+  if (records != 0 && item.first == share && most <= kMaxChunks) {  // a chunk is a token, and this is the one
+    all = begun.units ? false : group == ranks && most <= blocks && serves_alone(block);
+#pragma unroll 1
+    for (int step = 0; step < group; ++step) {
+      if ((records >> step & 1) == 0) continue;
+      Found found;
+      const int from = (lane_index() + step * call.top_k) % kLanes;
+      const std::int32_t row = from_lane(ahead.row, from);
+      found.target.row = from_lane(ahead.target.row, from);
+      found.target.scales = from_lane(ahead.target.scales, from);
+      found.source = from_lane(ahead.source, from);
+      const bool asked = from_lane(ahead.asked ? 1 : 0, from) != 0;
+      found.head.form = Form::kRecords;
+      if (clerk.lane.number == 0) {
+        found.asked = asked;
+        found.row = row;
+      }
+      const Item chunk{share, share + 1, 0, call.cut.strips};
+      await_chunk(clerk, step, share, found);
+      emit(clerk, found, chunk, share, step, step + 1, all && step + 1 == group);
+      note(clerk, found, chunk, share, step, step + 1);
+      begun.records |= 1u << step;
+    }
+  }
+  keep_head(block, here && clerk.lane.choice == 0, source_at(call, here ? clerk.lane.number : 0), ahead.head);
+  if (group < ranks) await_heads(call, block, turn, group);
+  if (group < ranks || begun.records != records || most * call.pieces > blocks) {
+    clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, begun);
+  }
+  if (p.rows != nullptr) forget_rest(p, block, share);
+  if (is_clerk_block()) write_counts(p, shared);
+  if (all) return;
+  if (!serves_alone(block)) clerk.parity = serve_others(p, shared, turn, round_threads, clerk.parity);
+  post(clerk, true);
 }
 
 }  // namespace anyep::cuda::low_latency::outward

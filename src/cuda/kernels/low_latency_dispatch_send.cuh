@@ -10,52 +10,57 @@
 
 namespace anyep::cuda::low_latency::outward {
 
-constexpr int kServiceWarps = 3;
-/// Warps that share a row, per role: blocks of up to 544 threads, which leave each thread more registers, and of 992.
+constexpr int kServiceWarps = 2;
+/// Warps that share a row, per role: blocks of up to 512 threads, which leave each thread more registers, and of 960.
 constexpr int kFewWarps = 7, kMostWarps = 14;
 
-enum Barrier : int {
-  kTeamBarrier = 1,
-  kStoredBarrier,
-  kTurnForSenders,
-  kTurnForTeam,
-  kGateBarrier,
-  kTargetBarrier,
-  kTurnForHeads
-};
+enum Barrier : int { kTeamBarrier = 1, kStoredBarrier, kTurnBarrier, kCountsBarrier, kRoundBarrier };
 
 template <bool kFp8>
 using RowStrip = Strip<kFp8 ? 1 : 2, kFp8 ? 4 : 0>;
 
-/// One lane's choice of a received token.
-struct Target {
-  std::int64_t row;       ///< of all slabs; -1 = none
-  std::int64_t scale_at;  ///< of its first scale, in elements
+/// Where a choice of a token goes: addresses of its row and of its first scale.
+struct alignas(16) Target {
+  std::byte* row;
+  std::uint32_t* scales;
+};
+
+/// What the clerk tells the data warps to do next.
+struct Round {
+  int token, first_strip, end_strip;
+  int first_step, num_steps;  ///< sources, in steps from this rank; no steps = the data warps shall only come
+  bool last;                  ///< nothing follows
+  unsigned hits;              ///< lanes of `targets` that go somewhere: choices of the first step, of the next, ...
+  Form form[kMaxRanks];       ///< of the rows of each step that has hits
+  Target targets[kLanes];
 };
 
 struct Shared {
   Block block;
+  int posted;                                    ///< 1 = the first round is there
+  Round round[2];                                ///< this round and the next
   std::int32_t histogram[kMaxExperts];           ///< while sending: tokens so far of every expert
-  std::int32_t counts[kMaxExperts + kMaxRanks];  ///< while receiving: [local expert][source]
-  Target targets[2][kLanes];                     ///< of this unit and the next, found by one warp for all receivers
-  Target ahead[kLanes];                          ///< of this block's first unit, likewise, before the gate opens
+  std::uint8_t owner[kMaxExperts];               ///< the clerk's: of a token's choices of an expert, one
+  std::int32_t counts[kMaxExperts + kMaxRanks];  ///< [source][local expert]: tokens that sources bring
 };
 
 /// Who a warp is.
 struct Role {
   int warps;  ///< of senders, of receivers
   int warp;   ///< among its kind
-  bool sends, receives, comm, heads, clerk;
+  bool sends, receives, comm, clerk;
 
-  __device__ explicit Role(int per_kind) : warps(per_kind) {
+  __device__ __forceinline__ explicit Role(int per_kind) : warps(per_kind) {
     const int index = warp_index();
     sends = index < warps;
     receives = !sends && index < 2 * warps;
     comm = index == 2 * warps;
-    heads = index == 2 * warps + 1;
-    clerk = index == 2 * warps + 2;
+    clerk = index == 2 * warps + 1;
     warp = sends ? index : receives ? index - warps : 0;
   }
+  __device__ int all_threads() const { return (2 * warps + kServiceWarps) * kLanes; }
+  /// Senders, receivers and clerk.
+  __device__ int round_threads() const { return (2 * warps + 1) * kLanes; }
   /// Receivers and clerk.
   __device__ int team_threads() const { return (warps + 1) * kLanes; }
   __device__ int team_warp() const { return clerk ? warps : warp; }
@@ -103,7 +108,14 @@ __device__ __forceinline__ RowStrip<kFp8> cast(const DispatchParams& p, const Ra
   return row;
 }
 
-// ---- send ----------------------------------------------------------------------------------------------------------
+/// A strip of an own row, cast, that its sender keeps for its own slab.
+template <bool kFp8>
+struct OwnStrip {
+  int token = -1, strip = 0;
+  RowStrip<kFp8> row;
+};
+
+// ---- rows ----------------------------------------------------------------------------------------------------------
 
 /// Ranks that host a choice of the token, this one left out. All lanes.
 __device__ __forceinline__ unsigned ranks_of_token(const CallParams& call, int id) {
@@ -111,136 +123,194 @@ __device__ __forceinline__ unsigned ranks_of_token(const CallParams& call, int i
   return __reduce_or_sync(kAllLanes, bit) & ~(1u << call.team.rank);
 }
 
+/// Offset of a strip in a region, in bytes.
+__device__ __forceinline__ std::uint64_t strip_at(const CallParams& call, Form form, int token, int strip) {
+  const auto row = static_cast<unsigned>(token);
+  if (form == Form::kWords) return call.at.words + call.cut.row_word(row, strip) * 8;
+  if (form == Form::kPackets) return call.at.packets + call.cut.packet(row, strip) * 16;
+  return call.at.records + call.cut.record(row, 0);  // scales lie behind all strips
+}
+
 template <bool kFp8>
-__device__ __forceinline__ void put_strip(const DispatchParams& p, const Block& block, Form form, unsigned ranks,
-                                          int token, int strip, const RowStrip<kFp8>& row) {
-  const CallParams& call = p.call;
+__device__ __forceinline__ void put_strip(const CallParams& call, const Turn& turn, Form form, unsigned ranks,
+                                          std::uint64_t at, int strip, const RowStrip<kFp8>& row) {
 #pragma unroll 1
   for (int step = 1; step < call.team.num_ranks; ++step) {
     const int rank = around(call, call.team.rank + step);
     if ((ranks >> rank & 1) == 0) continue;
-    std::byte* const region = block.to[rank];
+    std::byte* const to = region_to(call, turn, rank) + at;
     if (form == Form::kWords) {
-      store_words(region + call.layout.words + call.cut.row_word(token, strip) * 8, row, block.turn);
+      store_words(to, row, turn.number);
     } else if (form == Form::kPackets) {
-      store_packets(region + call.layout.packets + call.cut.packet(token, strip) * 16, row, block.turn);
+      store_packets(to, row, turn.number);
     } else {
-      std::byte* const record = region + call.layout.records + call.cut.record(token, 0);
       constexpr int kVectors = kFp8 ? 1 : 2;
-      auto* const to = reinterpret_cast<uint4*>(record) + strip * (kVectors * kLanes) + lane_index();
+      auto* const vectors = reinterpret_cast<uint4*>(to) + strip * (kVectors * kLanes) + lane_index();
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) to[v * kLanes] = row.data[v];
+      for (int v = 0; v < kVectors; ++v) vectors[v * kLanes] = row.data[v];
       if (kFp8 && lane_index() % 8 == 0) {
-        reinterpret_cast<std::uint32_t*>(record + call.cut.strips * 512)[strip * 4 + lane_index() / 8] = row.scale;
+        reinterpret_cast<std::uint32_t*>(to + call.cut.strips * 512)[strip * 4 + lane_index() / 8] = row.scale;
       }
     }
   }
 }
 
+/// Senders, beyond what send_rows() does at once: all strips of this warp, `first` of them left out.
 template <bool kFp8>
-__device__ inline void send_rows(const DispatchParams& p, const Block& block, const Role& role) {
+static __device__ __noinline__ void send_more_rows(const DispatchParams& p, const Role role, const Turn turn,
+                                                   unsigned ranks, int first) {
   const CallParams& call = p.call;
-  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
-  // The first strip is on its way before the turn is known, from which the form follows; they differ in a refresh only.
-  const bool guess = call.layout.form(call.cut, tokens, call.hook) == Form::kRecords;
-  const Item ahead = item_of(call, guess, tokens, index, role.warp);
-  RowStrip<kFp8> row{};
-  unsigned ranks = 0;
-  if (ahead.first < tokens) {
-    const int id = id_of_lane(call, ahead.first);
-    if (ahead.first_strip < ahead.end_strip) {
-      row = cast<kFp8>(p, load_x<kFp8>(p, ahead.first, ahead.first_strip), ahead.first_strip);
-    }
-    ranks = ranks_of_token(call, id);
-  }
-  ptx::barrier_sync(kTurnForSenders, (role.warps + 1) * kLanes);
-  if (block.ok == 0) return;
-  const Form form = form_of(call, tokens, block.turn);
+  const int tokens = call.routing.num_tokens;
+  const Form form = own_form(call, turn);
   const bool in_records = form == Form::kRecords;
 #pragma unroll 1
-  for (int at = index; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
-    const Item item = item_of(call, in_records, tokens, at, role.warp);
+  for (int at = static_cast<int>(blockIdx.x); at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
+    const Item item = item_of(call, in_records, tokens, at);
 #pragma unroll 1
     for (int token = item.first; token < item.end; ++token) {
-      const bool ready = at == index && token == ahead.first && in_records == guess;
-      if (!ready) ranks = ranks_of_token(call, id_of_lane(call, token));
+      const unsigned hosts = ranks_of_token(call, id_of_lane(call, token)) & ranks;
 #pragma unroll 1
-      for (int strip = item.first_strip; strip < item.end_strip; strip += role.warps) {
-        if (!ready || strip != ahead.first_strip) row = cast<kFp8>(p, load_x<kFp8>(p, token, strip), strip);
-        put_strip<kFp8>(p, block, form, ranks & ~block.dead, token, strip, row);
+      for (int strip = item.first_strip + role.warp; strip < item.end_strip; strip += role.warps) {
+        if (--first >= 0) continue;
+        const RowStrip<kFp8> row = cast<kFp8>(p, load_x<kFp8>(p, token, strip), strip);
+        put_strip<kFp8>(call, turn, form, hosts, strip_at(call, form, token, strip), strip, row);
       }
     }
-    if (in_records)
-      ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
+    if (in_records) ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
   }
-  if (is_refresh(block.turn)) {
-    refresh(
-        call, block, call.cut.table_word(static_cast<unsigned>(tokens), 0),
-        [&](int peer) { return peer == call.team.rank ? 0 : num_chunks(tokens); },
-        blockIdx.x * static_cast<unsigned>(role.warps * kLanes) + threadIdx.x,
-        gridDim.x * static_cast<unsigned>(role.warps * kLanes));
+  if (!is_refresh(turn.number)) return;
+  const int me = call.team.rank;
+  refresh(
+      call, turn, ranks, call.cut.table_word(static_cast<unsigned>(tokens), 0),
+      [me, tokens](int peer) { return peer == me ? 0 : num_chunks(tokens); },
+      blockIdx.x * static_cast<unsigned>(role.warps * kLanes) + threadIdx.x,
+      gridDim.x * static_cast<unsigned>(role.warps * kLanes));
+}
+
+/// Senders: this rank's rows to peers. Returns the block's first strip, which its sender has in registers.
+template <bool kFp8>
+__device__ __forceinline__ OwnStrip<kFp8> send_rows(const DispatchParams& p, Block& block, const Role& role,
+                                                     Turn& turn) {
+  const CallParams& call = p.call;
+  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const bool in_records = call.own_form == Form::kRecords;
+  const int items = num_items(call, in_records, tokens);
+  const Item item = item_of(call, in_records, tokens, index);
+  OwnStrip<kFp8> own;
+  own.strip = item.first_strip + role.warp;
+  const bool any = index < items, has_strip = any && own.strip < item.end_strip;
+  const bool more = any && (item.end > item.first + 1 || own.strip + role.warps < item.end_strip ||
+                            index + static_cast<int>(gridDim.x) < items);
+  const std::uint64_t at = strip_at(call, call.own_form, item.first, own.strip);
+  enter(call, block);
+  RawStrip raw{};
+  if (has_strip) raw = load_x<kFp8>(p, item.first, own.strip);
+  const std::int64_t id = any && lane_index() < call.top_k ? raw_id(call, item.first, lane_index()) : -1;
+  const Signs signs(call, block);
+  own.row = cast<kFp8>(p, raw, own.strip);
+  if (has_strip) own.token = item.first;
+  const unsigned hosts = ranks_of_token(call, checked_id(call, id));
+  unsigned ranks;
+  turn = start(call, block, signs, ranks);
+  if (is_refresh(turn.number)) [[unlikely]] {  // whole rows, whatever the batch
+    ptx::barrier_arrive(kTurnBarrier, role.all_threads());
+    send_more_rows<kFp8>(p, role, turn, ranks, 0);
+    return own;
   }
+  if (has_strip) put_strip<kFp8>(call, turn, call.own_form, hosts & ranks, at, own.strip, own.row);
+  ptx::barrier_arrive(kTurnBarrier, role.all_threads());
+  if (more) {
+    send_more_rows<kFp8>(p, role, turn, ranks, has_strip ? 1 : 0);
+  } else if (in_records && any) {
+    ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
+  }
+  return own;
 }
 
 /// The comm warp's side of send_rows(): a flag per chunk and peer, when the rows are records.
-__device__ inline void release_chunks(const CallParams& call, const Block& block, const Role& role) {
+__device__ __forceinline__ void release_chunks(const CallParams& call, const Turn& turn, unsigned ranks,
+                                               const Role& role) {
   const int tokens = call.routing.num_tokens, lane = lane_index();
-  if (block.ok == 0 || form_of(call, tokens, block.turn) != Form::kRecords) return;
-  const bool to_peer = lane < call.team.num_ranks && lane != call.team.rank && (block.dead >> lane & 1) == 0;
+  if (call.own_form != Form::kRecords && !is_refresh(turn.number)) return;
+  const bool to_peer = lane != call.team.rank && (ranks >> lane & 1) != 0;
   for (int at = static_cast<int>(blockIdx.x); at < num_chunks(tokens); at += static_cast<int>(gridDim.x)) {
     ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);
-    if (to_peer) {
-      publish(flag_in(block.to[lane], at), mark_of(call, block.turn));  // pattern A
-    }
+    if (to_peer) publish(flag_in(region_to(call, turn, lane), at), mark_of(call, turn));  // pattern A
   }
 }
 
-/// Receivers and clerk: counts of all tokens (one block), choices of this block's chunks.
-__device__ inline void send_tables(const CallParams& call, Shared& shared, const Role& role) {
-  const Block& block = shared.block;
-  const int tokens = call.routing.num_tokens, threads = role.team_threads();
-  const int chunk = chunk_tokens(tokens), chunks = num_chunks(tokens), blocks = static_cast<int>(gridDim.x);
-  const auto clear = [&] {
+// ---- choices and counts --------------------------------------------------------------------------------------------
+
+/// Receivers and clerk, beyond what send_tables() does at once: the other items of the block, or all of them.
+static __device__ __noinline__ void send_more_tables(const CallParams& call, Shared& shared, const Role role,
+                                                     const Turn turn, unsigned ranks, bool begun) {
+  const int tokens = call.routing.num_tokens, threads = role.team_threads(), blocks = static_cast<int>(gridDim.x);
+  const bool in_records = own_form(call, turn) == Form::kRecords;
+  const int index = static_cast<int>(blockIdx.x);
+  int counted = begun ? item_of(call, in_records, tokens, index).first + 1 : 0;
+  ptx::barrier_sync(kTeamBarrier, threads);  // what was there is read, or the clerk has added the first token
+  if (!begun) {
     for (int i = role.team_thread(); i < call.num_experts; i += threads) shared.histogram[i] = 0;
     ptx::barrier_sync(kTeamBarrier, threads);
-  };
-  const auto count = [&](int begin, int end, unsigned* strays) {
-    count_tokens(call, shared.histogram, begin, end, role.team_warp(), role.warps + 1, strays);
-    ptx::barrier_sync(kTeamBarrier, threads);
-  };
-  const bool counts_all = is_clerk_block();
-  int counted = 0;
-  unsigned strays = 0;
-  clear();
-  count(0, counts_all ? tokens : min(static_cast<int>(blockIdx.x) * chunk, tokens), counts_all ? &strays : nullptr);
-  // The clerk's first token has its place before the turn is known.
-  const int first_token = static_cast<int>(blockIdx.x) * chunk;
-  Place place{-1, kNoChoice};
-  if (role.clerk && !counts_all && first_token < tokens) {
-    place = take_place(call, shared.histogram, id_of_lane(call, first_token));
   }
-  ptx::barrier_sync(kTurnForTeam, threads + kLanes);
-  if (counts_all) {
-    if (block.ok != 0) send_counts(call, block, shared.histogram, role.team_thread(), threads);
-    if (strays != 0) atomicAdd(&call.team.state->ids_out_of_range, static_cast<unsigned long long>(strays));
-    ptx::barrier_sync(kTeamBarrier, threads);  // read before it is cleared
-    clear();
-  } else {
-    counted = min(static_cast<int>(blockIdx.x) * chunk, tokens);
-  }
-  for (int at = static_cast<int>(blockIdx.x); at < chunks; at += blocks) {
-    const int begin = at * chunk, end = min(begin + chunk, tokens);
-    if (counted < begin) count(counted, begin, nullptr);
-    if (role.clerk && block.ok != 0) {
 #pragma unroll 1
-      for (int token = begin; token < end; ++token) {
-        if (counts_all || token != first_token) place = take_place(call, shared.histogram, id_of_lane(call, token));
-        send_places(call, block, token, place);
+  for (int at = index; at < num_items(call, in_records, tokens); at += blocks) {
+    const Item item = item_of(call, in_records, tokens, at);
+    if (counted < item.first) {
+      (void)count_tokens(call, shared.histogram, counted, item.first, role.team_warp(), role.warps + 1);
+      ptx::barrier_sync(kTeamBarrier, threads);
+      counted = item.first;
+    }
+    if (role.clerk) {
+#pragma unroll 1
+      for (int token = counted; token < item.end; ++token) {
+        const Place place = take_place(call, shared.histogram, shared.owner, id_of_lane(call, token));
+        if (item.first_strip == 0) send_places(call, turn, ranks, token, place);
       }
     }
-    counted = end;
-    if (at + blocks < chunks) ptx::barrier_sync(kTeamBarrier, threads);  // the clerk has added this chunk
+    counted = item.end;
+    ptx::barrier_sync(kTeamBarrier, threads);  // the clerk has added this item
   }
+}
+
+/// Receivers and clerk: counts of all tokens (one block), choices of this block's items. The histogram is clear.
+/// `ahead`: in the clerk, the place of this block's first token, if `knows` it.
+__device__ __forceinline__ Turn send_tables(const CallParams& call, Shared& shared, const Role& role, Place& ahead,
+                                            bool& knows) {
+  Block& block = shared.block;
+  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const bool in_records = call.own_form == Form::kRecords, counts_all = is_clerk_block();
+  const Item item = item_of(call, in_records, tokens, index);
+  const int items = num_items(call, in_records, tokens);
+  const bool any = index < items && !counts_all;
+  const int counted = counts_all ? tokens : any ? item.first : 0;
+  const bool more = (any && (item.end > item.first + 1 || items > index + static_cast<int>(gridDim.x))) ||
+                    (counts_all && index < items);
+  enter(call, block);
+  const bool has_choice = role.clerk && any && lane_index() < call.top_k;
+  const std::int64_t id = has_choice ? raw_id(call, item.first, lane_index()) : -1;
+  unsigned strays = 0, ranks = 0;
+  Turn turn{};
+  if (role.clerk) turn = start(call, block, Signs(call, block), ranks);  // meanwhile the receivers count
+  if (counted != 0) {
+    if (role.receives) strays = count_tokens(call, shared.histogram, 0, counted, role.warp, role.warps);
+    ptx::barrier_sync(kTeamBarrier, role.team_threads());
+  }
+  if (role.receives) turn = counts_all ? start(call, block, Signs(call, block), ranks) : find_turn(call);
+  ptx::barrier_arrive(kTurnBarrier, role.all_threads());
+  knows = any && (in_records || !is_refresh(turn.number));
+  if (role.clerk && knows) {
+    ahead = take_place(call, shared.histogram, shared.owner, checked_id(call, id));
+    if (item.first_strip == 0) send_places(call, turn, ranks, item.first, ahead);
+  }
+  if (counts_all) {
+    send_counts(call, turn, ranks, shared.histogram, role.team_thread(), role.team_threads());
+    if (strays != 0) atomicAdd(&call.team.state->ids_out_of_range, static_cast<unsigned long long>(strays));
+  }
+  if (more || is_refresh(turn.number)) [[unlikely]] {
+    send_more_tables(call, shared, role, turn, ranks, knows);
+  }
+  return turn;
 }
 
 }  // namespace anyep::cuda::low_latency::outward
