@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "stream_graph.h"
 #include "support/gpu_rank.h"
 #include "support/mirror.h"
 
@@ -12,35 +13,6 @@ namespace anyep::test {
 namespace {
 
 constexpr auto kLimit = std::chrono::seconds(20);
-
-void must(cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
-}
-
-class Graph {
- public:
-  explicit Graph(GpuRank& rank) : stream_(rank.stream()) {
-    // Other ranks of this process go on meanwhile.
-    must(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    rank.launch_without_host();
-    must(cudaStreamEndCapture(stream_, &graph_));
-    must(cudaGraphInstantiate(&executable_, graph_, 0));
-    must(cudaGraphUpload(executable_, stream_));
-    must(cudaStreamSynchronize(stream_));
-  }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  ~Graph() {
-    (void)cudaGraphExecDestroy(executable_);
-    (void)cudaGraphDestroy(graph_);
-  }
-  void replay() const { must(cudaGraphLaunch(executable_, stream_)); }
-
- private:
-  cudaStream_t stream_;
-  cudaGraph_t graph_ = nullptr;
-  cudaGraphExec_t executable_ = nullptr;
-};
 
 class GpuGraph : public testing::TestWithParam<int> {
  protected:
@@ -64,7 +36,7 @@ TEST_P(GpuGraph, ReplaysFollowTheirInputs) {
   with_ranks(GetParam(), [](GpuRank& me) {
     EXPECT_EQ(me.exchange(), "");
     me.take_worst_case_rows();
-    const Graph graph(me);
+    const StreamGraph graph(me.stream(), [&] { me.launch_without_host(); });
     for (unsigned replay = 0; replay < 20; ++replay) {
       me.change_inputs(replay);
       graph.replay();
@@ -78,7 +50,8 @@ TEST_P(GpuGraph, ReplaysFollowTheirInputs) {
 TEST_P(GpuGraph, SeveralGraphsAndEagerCallsTakeTurns) {
   with_ranks(GetParam(), [](GpuRank& me) {
     me.take_worst_case_rows();
-    const Graph one(me), two(me);
+    const auto body = [&] { me.launch_without_host(); };
+    const StreamGraph one(me.stream(), body), two(me.stream(), body);
     for (unsigned round = 0; round < 6; ++round) {
       me.change_inputs(round);
       one.replay();
