@@ -5,6 +5,7 @@
 
 #include "low_latency_bench.h"
 #include "low_latency_case.h"
+#include "low_latency_untouched.h"
 
 namespace anyep::test {
 namespace {
@@ -301,6 +302,7 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
     for (int i = 0; i < 12 && ok; ++i, ++pairs) ok = test.one_pair(test.random_pair(100));
   }
   if (!phase("wrap and refresh", ok)) return 1;
+  if (!phase("untouched slots", Untouched(world, test).run())) return 1;
   if (!phase("missing rank", missing_rank(world, test))) return 1;
   if (!phase("other shape", other_shape(world, test))) return 1;
   if (!phase("masked rank", masked_rank(world, test))) return 1;
@@ -330,7 +332,7 @@ int main(int argc, char** argv) {
       (position++ == 0 ? ranks : seconds) = std::atoi(argv[i]);
     }
   }
-  anyep::test::watch(seconds + 15);
+  anyep::test::watch(seconds + 45);
   const int result = bench ? anyep::test::bench(ranks, seconds) : anyep::test::run(ranks, seconds, seed);
   std::printf("%d ranks: %s\n", ranks, result == 0 ? "PASS" : "FAIL");
   std::fflush(stdout);
