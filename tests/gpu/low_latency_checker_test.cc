@@ -66,7 +66,7 @@ class OraclePair {
       const int count = list_rows(Alone(), contents, local, origins.data(), [&](int from, int begin, int of_source) {
         check_range(call(rank), m, local, from, begin, of_source);
       });
-      find(findings, Field::kCounts, call(rank), local, 0, 0, static_cast<std::uint32_t>(m.counts[local]),
+      find(findings, Field::kCounts, call(rank).salt, local, 0, 0, static_cast<std::uint32_t>(m.counts[local]),
            static_cast<std::uint32_t>(count));
       for (int row = 0; row < count; ++row) {
         check_row(Alone(), contents, m, local, row, origins[static_cast<std::size_t>(row)]);

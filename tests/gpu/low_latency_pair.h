@@ -13,6 +13,7 @@
 #include "core/bfloat16.h"
 #include "core/fp8.h"
 #include "core/routing.h"
+#include "findings.h"
 
 namespace anyep::test {
 
@@ -32,17 +33,6 @@ struct PairCall {
   ANYEP_HD core::ExpertBlock experts_of(int at) const { return core::expert_block(num_experts, num_ranks, at); }
 };
 
-/// What differs, for counting and for the first of them to be shown.
-enum class Field : std::uint32_t { kNone, kCounts, kRange, kSource, kRow, kScale, kOut };
-struct Findings {
-  unsigned long long wrong, rows, tokens, pairs;  ///< elements that differ; what was looked at
-  std::uint32_t claimed;
-  Field field;
-  std::uint32_t salt;
-  int at, row, column;  ///< expert of this rank, or token
-  unsigned long long got, want;
-};
-
 /// One rank's tensors of a pair, as the calls take them: scales [local_experts, columns, rows], the rest dense.
 struct PairMemory {
   std::uint16_t* x = nullptr;
@@ -56,30 +46,6 @@ struct PairMemory {
   const std::uint32_t* replay = nullptr;  ///< [1] changes what every pair brings
   Findings* findings = nullptr;
 };
-
-struct Alone {
-  static constexpr int kCount = 1;
-  int index() const { return 0; }
-  std::uint32_t ballot(bool yes) const { return yes ? 1 : 0; }
-  std::uint32_t below() const { return 0; }
-  std::uint32_t largest(std::uint32_t value) const { return value; }
-};
-
-ANYEP_HD inline std::uint32_t mix(std::uint32_t value) {
-  value ^= value >> 16;
-  value *= 0x7feb352du;
-  value ^= value >> 15;
-  value *= 0x846ca68bu;
-  return value ^ value >> 16;
-}
-
-ANYEP_HD inline int count_bits(std::uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __popc(bits);
-#else
-  return __builtin_popcount(bits);
-#endif
-}
 
 /// Four BF16 numbers, exponents from `least` on over eight powers of two.
 struct Quad {
@@ -150,35 +116,6 @@ struct Contents {
   }
 };
 
-/// One thread says what differs.
-ANYEP_HD inline void find(Findings& findings, Field field, const PairCall& call, int at, int row, int column,
-                          unsigned long long got, unsigned long long want) {
-  if (got == want) return;
-#if defined(__CUDA_ARCH__)
-  atomicAdd(&findings.wrong, 1ull);
-  if (atomicExch(&findings.claimed, 1u) != 0) return;
-#else
-  ++findings.wrong;
-  if (findings.claimed != 0) return;
-  findings.claimed = 1;
-#endif
-  findings.field = field;
-  findings.salt = call.salt;
-  findings.at = at;
-  findings.row = row;
-  findings.column = column;
-  findings.got = got;
-  findings.want = want;
-}
-
-ANYEP_HD inline void add(unsigned long long& sum, unsigned long long value) {
-#if defined(__CUDA_ARCH__)
-  atomicAdd(&sum, value);
-#else
-  sum += value;
-#endif
-}
-
 /// A row that an expert gets: (source rank, token), packed.
 ANYEP_HD inline std::int32_t pack_origin(int from, int token) {
   return static_cast<std::int32_t>(static_cast<std::uint32_t>(from) << 16 | static_cast<std::uint32_t>(token));
@@ -216,7 +153,7 @@ ANYEP_HD inline void check_range(const PairCall& call, const PairMemory& memory,
                                  int count) {
   const auto got = static_cast<unsigned long long>(memory.range[local * call.num_ranks + from]);
   const unsigned long long want = static_cast<unsigned long long>(begin) << 32 | static_cast<unsigned>(count);
-  find(*memory.findings, Field::kRange, call, local, from, 0, got, want);
+  find(*memory.findings, Field::kRange, call.salt, local, from, 0, got, want);
 }
 
 /// The bits of a row's scale word that a block has: all of a float, one byte of four exponents.
@@ -237,7 +174,7 @@ ANYEP_HD void check_row(const Lanes& lanes, const Contents& contents, const Pair
   const bool fp8 = call.wire != Wire::kBF16;
   Findings& findings = *memory.findings;
   if (lanes.index() == 0) {
-    find(findings, Field::kSource, call, local, row, 0, static_cast<std::uint32_t>(memory.source[index]),
+    find(findings, Field::kSource, call.salt, local, row, 0, static_cast<std::uint32_t>(memory.source[index]),
          static_cast<std::uint32_t>(token));
     add(findings.rows, 1);
   }
@@ -268,12 +205,12 @@ ANYEP_HD void check_row(const Lanes& lanes, const Contents& contents, const Pair
                   << (8 * i);
         }
         auto& got = *reinterpret_cast<std::uint32_t*>(memory.slab + index * call.hidden + c);
-        find(findings, Field::kRow, call, local, row, c, got, want);
+        find(findings, Field::kRow, call.salt, local, row, c, got, want);
         got = 0xFFFF'FFFFu;
       } else {
         for (int i = 0; i < 4; ++i) want |= static_cast<unsigned long long>(x.at[i]) << (16 * i);
         auto& got = *reinterpret_cast<unsigned long long*>(memory.slab + 2 * (index * call.hidden + c));
-        find(findings, Field::kRow, call, local, row, c, got, want);
+        find(findings, Field::kRow, call.salt, local, row, c, got, want);
         got = ~0ull;
       }
       const Quad answer = contents.answer(expert, from, token, c);
@@ -283,7 +220,7 @@ ANYEP_HD void check_row(const Lanes& lanes, const Contents& contents, const Pair
       const int column = block / blocks_of_scale;
       std::uint32_t& got = memory.scales[(static_cast<std::int64_t>(local) * columns + column) * rows + row];
       if (lanes.index() == 0) {
-        find(findings, Field::kScale, call, local, row, column, got, scale_word);
+        find(findings, Field::kScale, call.salt, local, row, column, got, scale_word);
         got = 0xFFFF'FFFFu;
       }
       scale_word = 0;
@@ -319,7 +256,7 @@ ANYEP_HD void check_token(const Lanes& lanes, const Contents& contents, const Pa
     }
     for (int i = 0; i < 4; ++i) {
       const std::uint16_t got = memory.out[static_cast<std::int64_t>(token) * call.hidden + c + i];
-      find(*memory.findings, Field::kOut, call, token, 0, c + i, got, core::bf16_of_float(total[i]));
+      find(*memory.findings, Field::kOut, call.salt, token, 0, c + i, got, core::bf16_of_float(total[i]));
     }
   }
 }

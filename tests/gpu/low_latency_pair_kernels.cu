@@ -11,37 +11,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kMostBlocks = 96;
 
-struct Warp {
-  static constexpr int kCount = 32;
-#if defined(__CUDA_ARCH__)
-  __host__ __device__ int index() const {
-    return static_cast<int>(threadIdx.x % 32);
-  }
-  __host__ __device__ std::uint32_t ballot(bool yes) const {
-    return __ballot_sync(0xFFFF'FFFFu, yes);
-  }
-  __host__ __device__ std::uint32_t below() const {
-    return (1u << index()) - 1;
-  }
-  __host__ __device__ std::uint32_t largest(std::uint32_t value) const {
-    return __reduce_max_sync(0xFFFF'FFFFu, value);
-  }
-#else
-  int index() const {
-    return 0;
-  }
-  std::uint32_t ballot(bool) const {
-    return 0;
-  }
-  std::uint32_t below() const {
-    return 0;
-  }
-  std::uint32_t largest(std::uint32_t) const {
-    return 0;
-  }
-#endif
-};
-
 __device__ std::int64_t thread() {
   return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -101,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) dispatched_kernel(const PairCall cal
     });
     if (lanes.index() == 0) num_rows = count;
     if (speaks) {
-      find(*m.findings, Field::kCounts, call, local, 0, 0, static_cast<std::uint32_t>(m.counts[local]),
+      find(*m.findings, Field::kCounts, call.salt, local, 0, 0, static_cast<std::uint32_t>(m.counts[local]),
            static_cast<std::uint32_t>(count));
     }
   }
@@ -122,10 +91,6 @@ __global__ void __launch_bounds__(kThreads) combined_kernel(const PairCall call,
 
 __global__ void linger_kernel(const PairCall call, const PairMemory m, std::uint32_t place) {
   linger_if_late(Contents(call, *m.replay), place);
-}
-
-__global__ void next_kernel(std::uint32_t* replay) {
-  ++*replay;
 }
 
 __global__ void damage_kernel(const PairCall call, const PairMemory m, Field field) {
@@ -162,7 +127,7 @@ void load_pair_kernels() {
   for (const void* kernel :
        {reinterpret_cast<const void*>(prepare_kernel), reinterpret_cast<const void*>(dispatched_kernel),
         reinterpret_cast<const void*>(combined_kernel), reinterpret_cast<const void*>(linger_kernel),
-        reinterpret_cast<const void*>(next_kernel), reinterpret_cast<const void*>(damage_kernel)}) {
+        reinterpret_cast<const void*>(damage_kernel)}) {
     must(cudaFuncGetAttributes(&attributes, kernel));
   }
 }
@@ -192,11 +157,6 @@ void check_combined(const PairCall& call, const PairMemory& memory, cudaStream_t
 
 void linger(const PairCall& call, const PairMemory& memory, std::uint32_t place, cudaStream_t stream) {
   linger_kernel<<<1, 1, 0, stream>>>(call, memory, place);
-  must(cudaGetLastError());
-}
-
-void next_replay(std::uint32_t* replay, cudaStream_t stream) {
-  next_kernel<<<1, 1, 0, stream>>>(replay);
   must(cudaGetLastError());
 }
 

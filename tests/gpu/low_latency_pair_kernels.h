@@ -17,8 +17,6 @@ void check_dispatched(const PairCall& call, const PairMemory& memory, cudaStream
 void check_combined(const PairCall& call, const PairMemory& memory, cudaStream_t stream);
 /// This rank may be late here.
 void linger(const PairCall& call, const PairMemory& memory, std::uint32_t place, cudaStream_t stream);
-/// From now on pairs bring something else.
-void next_replay(std::uint32_t* replay, cudaStream_t stream);
 /// Changes one bit of what the op before has left, in the first row that there is; once more puts it back.
 void damage(const PairCall& call, const PairMemory& memory, Field field, cudaStream_t stream);
 

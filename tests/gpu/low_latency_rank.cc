@@ -1,7 +1,8 @@
 #include "low_latency_rank.h"
 
 #include <algorithm>
-#include <cstdio>
+
+#include "replay.h"
 
 namespace anyep::test {
 namespace {
@@ -18,6 +19,7 @@ LowLatencyRank::LowLatencyRank(Bootstrap& bootstrap, int num_gpus, const std::ve
   must(cudaSetDevice(topology.device));
   must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   load_pair_kernels();
+  load_replay_kernel();
   for (const PairDraw& pair : pairs) bytes_ = std::max(bytes_, PairPlaces(call_of(pair), nullptr).bytes());
   void* memory = nullptr;
   must(cudaMalloc(&memory, kSets * bytes_ + sizeof(Findings) + sizeof(std::uint32_t)));
@@ -163,15 +165,6 @@ Findings LowLatencyRank::look() {
   must(cudaStreamSynchronize(stream_));
   engine_->check();
   return found;
-}
-
-std::string text_of(const Findings& found) {
-  char text[160];
-  std::snprintf(text, sizeof text,
-                "%llu wrong; first: field %u of the pair with salt %08x, [%d][%d][%d] = %llx, not %llx", found.wrong,
-                static_cast<unsigned>(found.field), found.salt, found.at, found.row, found.column, found.got,
-                found.want);
-  return text;
 }
 
 }  // namespace anyep::test

@@ -7,7 +7,6 @@
 
 #include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "low_latency_draw.h"
@@ -70,8 +69,5 @@ class LowLatencyRank {
   std::optional<Engine> engine_;
   std::optional<One> open_;  ///< the pair that goes half by half
 };
-
-/// How many differ, and the first.
-std::string text_of(const Findings& found);
 
 }  // namespace anyep::test
