@@ -19,7 +19,8 @@ class Company {
 
   /// One batch of calls (Timer::queued) while products run. Collective.
   std::vector<double> beside(const Timer::Put& op);
-  /// Microseconds of a product while calls ran the last time; of one that runs alone. Of the slowest rank. Collective.
+  /// Microseconds of a product while calls ran the last time; of one that runs now, with nothing else put on a stream. Of the
+  /// slowest rank. Collective.
   double with_calls();
   double alone();
 

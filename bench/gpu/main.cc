@@ -28,7 +28,8 @@ constexpr const char* kUsage =
     "  ops (high throughput: dispatch, dispatch_ahead, dispatch_cached, combine; low latency: graph, hook, eager, "
     "parts), dtype "
     "(bf16,\n"
-    "  fp8), memory (window, caller), idle=1 (also from an idle stream), product=1 (also beside a matrix product),\n"
+    "  fp8), memory (window, caller), idle=1 (also from an idle stream), product=1 (beside a matrix product; low\n"
+    "  latency: that product while a hook pends),\n"
     "  max_tokens (low latency). Ranks share the GPUs in turn; as processes they then need MPS.\n"
     "Exit codes: 0 measured, 1 a wrong value, 2 bad arguments, 3 an engine failed or a rank died.\n";
 

@@ -2,8 +2,10 @@
 #include <map>
 #include <memory>
 
+#include "bench/gpu/company.h"
 #include "bench/gpu/low_latency.h"
 #include "bench/gpu/runs.h"
+#include "bench/probes/check.h"
 #include "bench/support/content.h"
 
 namespace anyep::bench {
@@ -36,6 +38,7 @@ class LowLatencyRun {
   void measure_steps();
   void measure_eager();
   void measure_parts();
+  void measure_pending();
   double wrong();
   void report(double wrong);
 
@@ -46,6 +49,7 @@ class LowLatencyRun {
   std::map<std::string, std::unique_ptr<LowLatencyData>> data_;
   std::map<std::string, std::unique_ptr<GpuLowLatency>> cases_;
   std::vector<Item> graphs_;
+  std::unique_ptr<Company> company_;
   std::vector<std::string> others_;
   Series series_;
 };
@@ -60,6 +64,7 @@ LowLatencyRun::LowLatencyRun(const Bench& bench, const Point& point)
         batch_, bench.rank, point.hidden, dtype == "fp8" ? Wire::kFP8 : Wire::kBF16, content_, point.max_tokens);
     cases_[dtype] = std::make_unique<GpuLowLatency>(*bench.engine, *data_[dtype], point.sms, bench.timer->stream());
   }
+  if (point.product) company_ = std::make_unique<Company>(*bench.timer);
 }
 
 void LowLatencyRun::add_graph(const std::string& dtype, const std::string& mode, GpuLowLatency* one,
@@ -126,6 +131,25 @@ void LowLatencyRun::measure_parts() {
   bench_.engine->check();
 }
 
+/// What a matrix product takes between a call with a hook and its hook, once the send half has ended, and what it takes alone.
+void LowLatencyRun::measure_pending() {
+  const auto beside = [&](const std::string& name) {
+    check(cudaStreamSynchronize(bench_.timer->stream()), "cudaStreamSynchronize");
+    series_.add(name, company_->alone());
+  };
+  for (auto& [dtype, pointer] : cases_) {
+    GpuLowLatency* const one = pointer.get();
+    beside("alone" + dtype);
+    one->dispatch_send();
+    beside("pending_dispatch" + dtype);
+    one->receive();
+    one->combine_send();
+    beside("pending_combine" + dtype);
+    one->receive();
+  }
+  bench_.engine->check();
+}
+
 double LowLatencyRun::wrong() {
   double all = 0;
   for (auto& [dtype, one] : cases_) {
@@ -140,6 +164,12 @@ double LowLatencyRun::wrong() {
 
 double LowLatencyRun::run() {
   double all = wrong();
+  if (company_) {  // everything else is another point's
+    for (int round = 0; round < bench_.rounds; ++round) measure_pending();
+    all += wrong();
+    report(all);
+    return all;
+  }
   for (auto& [dtype, pointer] : cases_) {
     GpuLowLatency* const one = pointer.get();
     if (point_.wants("graph")) add_graph(dtype, "graph", one, [one] { one->pair(); });
@@ -181,13 +211,23 @@ void LowLatencyRun::report(double wrong) {
       bench_.report(base("anyep", part, dtype).text("mode", "parts").number("wrong", wrong).samples("us", us));
     }
   }
+  for (const std::string& dtype : point_.dtypes) {
+    for (const char* const op : {"pending_dispatch", "pending_combine"}) {
+      const std::vector<double>& us = series_.of(op + dtype);
+      if (us.empty()) continue;
+      Line line = base("anyep", op, dtype).text("mode", "hook").text("beside", "product").number("wrong", wrong);
+      bench_.report(line.samples("us", us).samples("alone_us", series_.of("alone" + dtype)));
+    }
+  }
   for (const int bytes : {kStepFp8Bytes, kStepBf16Bytes}) {
     for (const int blocks : Probes::step_blocks(static_cast<int>(point_.tokens), bench_.num_ranks, bench_.num_gpus)) {
       for (const auto form : {probes::StepForm::kCopied, probes::StepForm::kTight}) {
+        const std::vector<double>& us = series_.of(name_of_step(form, bytes, blocks));
+        if (us.empty()) continue;
         Line line = base("probe", "step", bytes == kStepFp8Bytes ? "fp8" : "bf16");
         line.text("form", form == probes::StepForm::kTight ? "tight" : "copied");
         line.number("row_bytes", bytes).number("blocks", blocks).number("wrong", 0);
-        bench_.report(line.samples("us", series_.of(name_of_step(form, bytes, blocks))));
+        bench_.report(line.samples("us", us));
       }
     }
   }

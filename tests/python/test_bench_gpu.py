@@ -75,3 +75,32 @@ def test_the_table_of_the_readme_comes_from_records(run, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "| dispatch BF16, cached handle | 174 (1.02) | 281 |" in done.stdout
     assert "./dev bench gpu --part bars" in done.stdout
+
+
+LOGGING_PROGRAM = """#!{python}
+import json, sys
+with open("{log}", "a") as out:
+    out.write(json.dumps(dict(zip(sys.argv[1::2], sys.argv[2::2]))) + "\\n")
+"""
+
+
+def test_the_part_of_points_has_every_named_one_and_enough_calls_for_p99(tmp_path: Path):
+    log = tmp_path / "starts"
+    for name, text in (
+        ("anyep_bench_gpu", LOGGING_PROGRAM.format(python=sys.executable, log=log)),
+        ("nvidia-smi", "#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 580.1\\nNVIDIA H100 80GB HBM3, 580.1\\n'\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, str(BENCH / "run_gpu"), str(tmp_path), "--part", "points", "--starts", "1"]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([*command, "--results", str(tmp_path / "results")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    starts = [json.loads(line) for line in log.read_text().splitlines()]
+    points = [set(point.split()) for start in starts for point in start["--ht"].split(";")]
+    named = [f"sms={sms}" for sms in (4, 8, 12, 24, 64)] + [f"tokens={tokens}" for tokens in (256, 1024, 8192, 16384)]
+    named += [f"hidden={hidden}" for hidden in (2048, 2880, 4096, 5120)] + [f"topk={topk}" for topk in (1, 4, 16, 22)]
+    named += ["profile=lognormal:1.1", "profile=hot-rank:4", "product=1"]
+    for name in named:
+        assert any(name in point for point in points), name
+    assert all(7 * int(start["--rounds"]) >= 300 for start in starts)
