@@ -32,10 +32,10 @@ class GpuCompany : public testing::TestWithParam<int> {
     if (num_gpus() == 0) GTEST_SKIP() << "no GPU";
   }
 
-  /// `op()` kOps times on every rank in that company, and finish(), which waits for their end.
-  template <class Op, class Finish>
+  /// `op()` kOps times on every rank in that company, and wait_for_ops().
+  template <class Op, class Wait>
   static void in_company(int rank, int ranks, const SharedWords& words, std::barrier<>& all, const Op& op,
-                         const Finish& finish) {
+                         const Wait& wait_for_ops) {
     const int gpus = std::min(num_gpus(), ranks);
     cudaStream_t stays = nullptr, ring = nullptr;
     must(cudaStreamCreateWithFlags(&stays, cudaStreamNonBlocking));
@@ -53,8 +53,8 @@ class GpuCompany : public testing::TestWithParam<int> {
       op();
       if (!ring_first) pass();
     }
-    finish();
-    must(cudaStreamSynchronize(ring));
+    wait_for_ops();
+    finish(ring);
     all.arrive_and_wait();
     EXPECT_EQ(words.gave_up(), 0u) << "something waited to its limit";
     all.arrive_and_wait();

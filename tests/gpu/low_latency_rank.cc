@@ -79,8 +79,10 @@ void LowLatencyRank::combine(One& one) {
 }
 
 void LowLatencyRank::receive(One& one, bool hook, std::uint32_t place) {
-  if (hook) linger(one.call, one.memory, place, stream_);
-  (void)one.pending->receive({stream_});
+  if (hook) {
+    linger(one.call, one.memory, place, stream_);
+    (void)one.pending->receive({stream_});
+  }
   one.pending.reset();
 }
 
@@ -160,9 +162,10 @@ void LowLatencyRank::put_damaged(const PairDraw& pair, Field field) {
 }
 
 Findings LowLatencyRank::look() {
+  finish(stream_);
   Findings found;
   must(cudaMemcpyAsync(&found, findings(), sizeof found, cudaMemcpyDeviceToHost, stream_));
-  must(cudaStreamSynchronize(stream_));
+  finish(stream_);
   engine_->check();
   return found;
 }

@@ -58,7 +58,7 @@ class LowLatencyRank {
 
   void dispatch(One& one);
   void combine(One& one);
-  /// Ends the op that is pending; this rank may be late between a hook's halves.
+  /// Ends the op that is pending, with a hook after this rank was late, perhaps.
   void receive(One& one, bool hook, std::uint32_t place);
   void put_two(const PairDraw& first, const PairDraw& second);
 

@@ -4,12 +4,21 @@
 #include <cuda_runtime.h>
 
 #include <stdexcept>
+#include <thread>
 
 namespace anyep::test {
 
 /// @throws std::runtime_error with the runtime's text
 inline void must(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+/// Until everything on the stream is done. Looks, and holds no lock of the runtime while it waits: a kernel there may wait for
+/// one that another thread has still to launch.
+inline void finish(cudaStream_t stream) {
+  cudaError_t status = cudaErrorNotReady;
+  while ((status = cudaStreamQuery(stream)) == cudaErrorNotReady) std::this_thread::yield();
+  must(status);
 }
 
 class StreamGraph {

@@ -109,9 +109,10 @@ class StressRank {
   }
 
   Findings look() {
+    finish(stream_);
     Findings found;
     must(cudaMemcpyAsync(&found, memory_.findings, sizeof found, cudaMemcpyDeviceToHost, stream_));
-    must(cudaStreamSynchronize(stream_));
+    finish(stream_);
     engine().check();
     return found;
   }
@@ -153,7 +154,8 @@ class StressRank {
       if (bytes > 0) must(cudaMemcpyAsync(copy_, rows.data, bytes, cudaMemcpyDeviceToDevice, stream_));
       back.x.data = copy_;
     }
-    must(cudaMemsetAsync(memory_.out, 0xFF, static_cast<std::size_t>(sums.x.num_elements()) * 2, stream_));
+    const auto sum_bytes = static_cast<std::size_t>(sums.x.num_elements()) * 2;
+    if (sum_bytes > 0) must(cudaMemsetAsync(memory_.out, 0xFF, sum_bytes, stream_));
     (void)engine().combine(back, handle, sums, {stream_}, options_of(draw));
     if (planted == Damage::kSums && sums.x.num_elements() > 0) damage(memory_.out, stream_);
     if (planted != Damage::kRows) check_sums(draw.e, memory, stream_);
