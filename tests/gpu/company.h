@@ -25,7 +25,10 @@ class SharedWords {
     must(cudaHostAlloc(&memory, sizeof(CompanyWords), cudaHostAllocPortable | cudaHostAllocMapped));
     words_ = new (memory) CompanyWords();
   }
-  ~SharedWords() { (void)cudaFreeHost(words_); }
+  ~SharedWords() {
+    stop();  // where a rank failed before it said so
+    (void)cudaFreeHost(words_);
+  }
   SharedWords(const SharedWords&) = delete;
   SharedWords& operator=(const SharedWords&) = delete;
 
