@@ -15,7 +15,7 @@ from ._gpu import Gpu, device_of, must_have_torch
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, UnsupportedError, argument_error
-from .handle import Handle
+from .handle import Handle, ShownHandles
 from .rows import Combined, Dispatched, Rows, Slabs, ordinary_rows, swapped
 
 Event = _native.Event
@@ -48,6 +48,7 @@ class Engine:
         self._gpu: Optional[Gpu] = Gpu(native, device) if device >= 0 else None
         self._running: Deque[Tuple[Event, Tuple[Any, ...]]] = collections.deque()
         self._sends: List[LowLatency] = []
+        self._shown = ShownHandles()
         self.rank: int = native.rank
         self.num_ranks: int = native.num_ranks
         self.num_nodes: int = native.num_nodes
@@ -439,6 +440,7 @@ class Engine:
                 self._gpu.pool.close()
             self._running.clear()
             self._sends.clear()
+            self._shown.clear()
             if _log_waits():
                 _forward_log()
 

@@ -10,7 +10,7 @@ from anyep.arrays import optional_view, view
 
 from .calls import Method
 from .events import EventOverlap, Previous, handle_before
-from .handles import NUM_TENSORS
+from .handles import find
 from .high_throughput import COMBINE, DISPATCH, Payload, check_layout, unpack_bias
 from .streams import Place
 
@@ -39,13 +39,19 @@ def layout(method: Method, engine: Any, place: Place, topk_idx: Tensor, num_expe
         return counts, None, pairs, token_in_rank, place.finish(method, event, (topk_idx,), (counts, pairs, token_in_rank))
 
 
+def handle_of(method: Method, engine: Any, handle: Any, stream: int) -> Tuple[Any, int, Any]:
+    """The engine's handle behind a V1 handle, the rows that its dispatch had, and what must live until the call has been made.
+
+    In a capture it is adopted from the tensors on every rank: there a combine cuts its work by what the host knows of the
+    numbers of tokens, and ranks whose tensors were copied know nothing."""
+    native = find(method, engine, handle, with_ranks=False)
+    if native is not None and not engine._gpu.is_capturing():
+        return native, handle[3].shape[0], None
+    return adopt(method, engine, handle, stream)
+
+
 def adopt(method: Method, engine: Any, handle: Any, stream: int) -> Tuple[Any, int, Any]:
-    """The engine's handle over the tensors of a V1 handle (specification 9.1), the rows that their dispatch had, and what must
-    live until the call has been made. The host looks at no element."""
-    if not isinstance(handle, (tuple, list)):
-        raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
-    if len(handle) != NUM_TENSORS:
-        raise method.refuse("len(handle)", len(handle), f"{NUM_TENSORS}, as dispatch returns")
+    """The same over the tensors (specification 9.1). The host looks at no element."""
     num_ranks, rank, device = engine.num_ranks, engine.rank, engine.device
     prefix, tokens, _, source, _, token_place = handle
     for index, tensor, dims in ((0, prefix, 2), (1, tokens, 2), (3, source, 1), (5, token_place, 2)):
@@ -75,7 +81,7 @@ def _column(matrix: Tensor, index: int) -> Tensor:
 def cached_dispatch(runtime: Any, engine: Any, place: Place, x: Any, handle: Any, num_sms: int) -> Tuple[Any, ...]:
     payload = Payload(x, engine.device)
     with place:
-        native, num_rows, _ = adopt(DISPATCH, engine, handle, place.number)
+        native, num_rows, _ = handle_of(DISPATCH, engine, handle, place.number)
         out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, runtime.rows_in_window())
         event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
                                         None, None, [], place.number, 0.0, num_sms, [], False)
@@ -111,7 +117,9 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
                                         out_scales_view, out_ids_view, out_weights_view, [], place.number, 0.0, num_sms, [],
                                         False)
         counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
-        prefix, tokens, source, token_place = map(_from_dlpack, native.take_v1(device, num_rows))
+        prefix, tokens, source, token_place = shown = tuple(map(_from_dlpack, native.take_v1(device, num_rows)))
+        if not gpu.is_capturing():  # a graph fills the arrays anew at every replay, and the host would not know
+            engine._shown.add(native, shown)
         end = place.finish(DISPATCH, event, (payload.x, payload.scales, topk_idx, topk_weights, token_in_rank, pairs),
                            (out, out_scales, out_ids, out_weights))
     handle = (prefix, tokens, tokens, source, token_in_rank, token_place)
@@ -125,7 +133,7 @@ def combine(engine: Any, place: Place, x: Tensor, handle: Any, topk_weights: Opt
     weights_view = optional_view("combine", "topk_weights", topk_weights, device)
     bias_0, bias_1 = unpack_bias(bias)
     with place:
-        native, num_rows, _ = adopt(COMBINE, engine, handle, place.number)
+        native, num_rows, _ = handle_of(COMBINE, engine, handle, place.number)
         if x.shape[0] != num_rows:
             raise COMBINE.refuse("x.shape[0]", x.shape[0], f"{num_rows}, the rows of the handle")
         num_tokens = native.num_tokens()

@@ -11,7 +11,7 @@ from anyep.arrays import optional_view, torch_library, view
 from .calls import Method
 from .config import Config
 from .events import EventHandle, EventOverlap, Previous, events_before
-from .handles import HANDLE_NAMES, adopt, make_handle
+from .handles import HANDLE_NAMES, handle_of, make_handle
 
 Tensor = torch.Tensor
 _View = _native.View
@@ -148,7 +148,7 @@ class Send:
     def cached(self, x: Any, handle: Any, topk_idx: Any, topk_weights: Any) -> Tuple[Any, None, None, None, None, EventOverlap]:
         must_be_cached(topk_idx, topk_weights)
         engine = self.engine
-        native, num_rows = adopt(DISPATCH, handle, engine.rank, engine.num_ranks)
+        native, num_rows = handle_of(DISPATCH, engine, handle)
         payload = Payload(x)
         out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
         event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
@@ -183,7 +183,7 @@ class Send:
         if self.async_finish:
             engine._hold(event, (x, topk_idx, topk_weights, out, out_scales, out_ids, out_weights, native))
         counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
-        handle = make_handle(native, engine.rank, engine.num_ranks, num_rows, token_in_rank)
+        handle = make_handle(engine, native, num_rows, token_in_rank)
         received = out if out_scales is None else (out, out_scales)
         return received, out_ids, out_weights, counts, handle, _finished(DISPATCH, event, self.async_finish)
 
@@ -223,7 +223,7 @@ def check_layout(engine: Any, layout: Tuple[Any, Any, Any], topk_idx: Any, topk_
 
 def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int, after: List[Event],
             async_finish: bool) -> Tuple[Tensor, Optional[Tensor], EventOverlap]:
-    native, num_rows = adopt(COMBINE, handle, engine.rank, engine.num_ranks)
+    native, num_rows = handle_of(COMBINE, engine, handle)
     x_view = view("combine", "x", x)
     if x.shape[0] != num_rows:
         raise COMBINE.refuse("x.shape[0]", x.shape[0], f"{num_rows}, the rows of the handle")

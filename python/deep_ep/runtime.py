@@ -138,4 +138,5 @@ class Runtime:
             return False
         engine.__dict__.pop("_native", None)  # now, though hooks that nobody called may still know the engine
         engine._sends.clear()
+        engine._shown.clear()
         return True

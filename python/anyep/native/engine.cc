@@ -24,33 +24,34 @@ Engine create(Bootstrap& bootstrap, int device, std::int64_t rows_bytes, std::in
   return Engine::create(budget, topology, tuning, bootstrap);
 }
 
-Handle route(Engine& engine, int num_experts, int top_k, View experts, View ranks, View pairs_per_expert,
-             std::uintptr_t stream, double timeout_s, std::vector<Event> after, bool wait) {
+SharedHandle route(Engine& engine, int num_experts, int top_k, View experts, View ranks, View pairs_per_expert,
+                   std::uintptr_t stream, double timeout_s, std::vector<Event> after, bool wait) {
   const Routing routing{view_or_none(experts), view_or_none(ranks), view_or_none(pairs_per_expert), {}};
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
-  return engine.route(shape, routing, stream_ref(stream), make_options(timeout_s, 0, std::move(after), wait));
+  return SharedHandle(
+      engine.route(shape, routing, stream_ref(stream), make_options(timeout_s, 0, std::move(after), wait)));
 }
 
 Rows rows_of(View x, View scales, View experts, View weights, std::vector<TensorView> extra) {
   return Rows{view_or_none(x), view_or_none(scales), view_or_none(experts), view_or_none(weights), std::move(extra)};
 }
 
-Event dispatch(Engine& engine, const Handle& handle, View x, View scales, View experts, View weights,
+Event dispatch(Engine& engine, const SharedHandle& handle, View x, View scales, View experts, View weights,
                std::vector<TensorView> extra, View out_x, View out_scales, View out_experts, View out_weights,
                std::vector<TensorView> out_extra, std::uintptr_t stream, double timeout_s, int num_sms,
                std::vector<Event> after, bool wait) {
-  return engine.dispatch(rows_of(x, scales, experts, weights, std::move(extra)), handle,
+  return engine.dispatch(rows_of(x, scales, experts, weights, std::move(extra)), *handle,
                          rows_of(out_x, out_scales, out_experts, out_weights, std::move(out_extra)), stream_ref(stream),
                          make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
-Event combine(Engine& engine, const Handle& handle, View x, View weights, View bias_0, View bias_1, View out_x,
+Event combine(Engine& engine, const SharedHandle& handle, View x, View weights, View bias_0, View bias_1, View out_x,
               View out_weights, std::uintptr_t stream, double timeout_s, int num_sms, std::vector<Event> after,
               bool wait) {
   const CombineInput in{view_or_none(x), view_or_none(weights), {view_or_none(bias_0), view_or_none(bias_1)}};
-  return engine.combine(in, handle, rows_of(out_x, nullptr, nullptr, out_weights, {}), stream_ref(stream),
+  return engine.combine(in, *handle, rows_of(out_x, nullptr, nullptr, out_weights, {}), stream_ref(stream),
                         make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
@@ -141,9 +142,9 @@ void layout(Engine& engine, int num_experts, int top_k, const TensorView& expert
 }
 
 /// The caller keeps the arrays alive as long as the handle.
-Handle adopt(Engine& engine, const TensorView& rows_until, const TensorView& place, const TensorView& source,
-             const TensorView& tokens, std::uintptr_t stream) {
-  return engine.adopt({rows_until, place, source, tokens}, nullptr, stream_ref(stream));
+SharedHandle adopt(Engine& engine, const TensorView& rows_until, const TensorView& place, const TensorView& source,
+                   const TensorView& tokens, std::uintptr_t stream) {
+  return SharedHandle(engine.adopt({rows_until, place, source, tokens}, nullptr, stream_ref(stream)));
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ namespace {
 
 /// Copies the handle's arrays; a view that is None is left out. Waits for the route. One-dimensional ones may have any
 /// stride: a column of V1's rank_prefix_matrix, say.
-void copy_arrays(const Handle& handle, const TensorView* rows_until, const TensorView* place, const TensorView* source,
-                 const TensorView* tokens) {
+void copy_arrays(const SharedHandle& handle, const TensorView* rows_until, const TensorView* place,
+                 const TensorView* source, const TensorView* tokens) {
   const auto copy = [](const TensorView& from, const TensorView* to, const char* name) {
     if (to == nullptr) return;
     const bool column = to->shape.dims == 1;
@@ -25,15 +25,15 @@ void copy_arrays(const Handle& handle, const TensorView* rows_until, const Tenso
     auto* const target = to->as<std::int32_t>();
     for (std::int64_t i = 0; i < from.num_elements(); ++i) target[i * stride] = values[i];
   };
-  copy(handle.rows_until(), rows_until, "rows_until: dense int32 [num_ranks] is needed");
-  copy(handle.place(), place, "place: dense int32 [num_tokens, num_ranks] is needed");
-  copy(handle.source(), source, "source: dense int32 [num_rows] or more is needed");
-  copy(handle.tokens(), tokens, "tokens: dense int32 [num_ranks] is needed");
+  copy(handle->rows_until(), rows_until, "rows_until: dense int32 [num_ranks] is needed");
+  copy(handle->place(), place, "place: dense int32 [num_tokens, num_ranks] is needed");
+  copy(handle->source(), source, "source: dense int32 [num_rows] or more is needed");
+  copy(handle->tokens(), tokens, "tokens: dense int32 [num_ranks] is needed");
 }
 
-Handle adopt(int num_ranks, int rank, const TensorView& rows_until, const TensorView& place, const TensorView& source,
-             const TensorView& tokens) {
-  return Handle::adopt(num_ranks, rank, {rows_until, place, source, tokens});
+SharedHandle adopt(int num_ranks, int rank, const TensorView& rows_until, const TensorView& place,
+                   const TensorView& source, const TensorView& tokens) {
+  return SharedHandle(Handle::adopt(num_ranks, rank, {rows_until, place, source, tokens}));
 }
 
 /// Vector `column` of a matrix.
@@ -57,8 +57,8 @@ void must_be(bool right, const char* argument, const char* allowed) {
 /// From the tensors of a V1 handle (specification 9.1), whose indices name them in errors: 0 = rows received from ranks
 /// 0..s in column `rank`, 1 = every source's number of tokens in column 0, 3 = source, with rows to spare where the host did
 /// not wait for their number, 4 = token_in_rank, 5 = place.
-Handle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const TensorView& tokens, const TensorView& source,
-                const TensorView& token_in_rank, const TensorView& place) {
+SharedHandle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const TensorView& tokens,
+                      const TensorView& source, const TensorView& token_in_rank, const TensorView& place) {
   const auto matrix = [](const TensorView& view, std::int64_t rows, std::int64_t columns) {
     return view.shape.dims == 2 && view.shape[0] == rows && view.shape[1] == columns;
   };
@@ -79,13 +79,13 @@ Handle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const TensorV
   const std::int32_t num_rows = rows_until.as<std::int32_t>()[(num_ranks - 1) * rows_until.strides[0]];
   TensorView cut = source;
   if (cut.shape.dims == 1 && num_rows >= 0) cut.shape[0] = std::min<std::int64_t>(cut.shape[0], num_rows);
-  return Handle::adopt(num_ranks, rank, {rows_until, place, cut, column_of(tokens, 0)});
+  return adopt(num_ranks, rank, rows_until, place, cut, column_of(tokens, 0));
 }
 
-/// The tensors 0, 1, 3 and 5 of a V1 handle (specification 9.1) as DLPack capsules, which own the handle from now on. In the
-/// first every column shows the same numbers, of which column `rank` is the one that counts; `num_rows` are the dispatch's.
-nb::tuple take_v1(Handle& handle, int device, std::int64_t num_rows) {
-  const auto owner = std::make_shared<const Handle>(std::move(handle));
+/// The tensors 0, 1, 3 and 5 of a V1 handle (specification 9.1) as DLPack capsules, which share the handle. In the first every
+/// column shows the same numbers, of which column `rank` is the one that counts; `num_rows` are the dispatch's.
+nb::tuple take_v1(const SharedHandle& handle, int device, std::int64_t num_rows) {
+  const std::shared_ptr<const Handle>& owner = handle.state;
   TensorView prefix = owner->rows_until(), tokens = owner->tokens(), source = owner->source();
   const std::int64_t ranks = prefix.shape[0];
   prefix.shape = {ranks, ranks};
@@ -100,19 +100,25 @@ nb::tuple take_v1(Handle& handle, int device, std::int64_t num_rows) {
 }  // namespace
 
 void bind_handle(nb::module_& module) {
-  nb::class_<Handle>(module, "Handle")
+  nb::class_<SharedHandle>(module, "Handle")
       .def_static("adopt", &adopt, nb::arg("num_ranks"), nb::arg("rank"), nb::arg("rows_until"), nb::arg("place"),
                   nb::arg("source"), nb::arg("tokens"))
       .def_static("adopt_v1", &adopt_v1, nb::arg("num_ranks"), nb::arg("rank"), nb::arg("prefix"), nb::arg("tokens"),
                   nb::arg("source"), nb::arg("token_in_rank"), nb::arg("place"))
-      .def("num_rows", &Handle::num_rows, WithoutGil())
-      .def("num_tokens", &Handle::num_tokens)
-      .def("num_ranks", &Handle::num_ranks)
-      .def("rank", &Handle::rank)
-      .def("pairs_per_expert", &Handle::aligned_pairs_per_expert, nb::arg("alignment") = 1, WithoutGil())
+      .def(
+          "num_rows", [](const SharedHandle& handle) { return handle->num_rows(); }, WithoutGil())
+      .def("num_tokens", [](const SharedHandle& handle) { return handle->num_tokens(); })
+      .def("num_ranks", [](const SharedHandle& handle) { return handle->num_ranks(); })
+      .def("rank", [](const SharedHandle& handle) { return handle->rank(); })
+      .def(
+          "pairs_per_expert",
+          [](const SharedHandle& handle, std::int64_t alignment) {
+            return handle->aligned_pairs_per_expert(alignment);
+          },
+          nb::arg("alignment") = 1, WithoutGil())
       .def("views",
-           [](const Handle& handle) {
-             return nb::make_tuple(handle.rows_until(), handle.place(), handle.source(), handle.tokens());
+           [](const SharedHandle& handle) {
+             return nb::make_tuple(handle->rows_until(), handle->place(), handle->source(), handle->tokens());
            })
       .def("take_v1", &take_v1, nb::arg("device"), nb::arg("num_rows"))
       .def("copy_arrays", &copy_arrays, nb::arg("rows_until").none(), nb::arg("place").none(), nb::arg("source").none(),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <anyep/config.h>
+#include <anyep/handle.h>
 #include <anyep/types.h>
 #include <nanobind/nanobind.h>
 
@@ -10,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace anyep::python {
@@ -33,6 +35,14 @@ struct Memory {
   std::shared_ptr<const void> owner;
   void* data = nullptr;
   std::size_t bytes = 0;
+};
+
+/// A handle and tensors that show its arrays (take_v1) share it: whichever of them goes last frees it.
+struct SharedHandle {
+  explicit SharedHandle(Handle handle) : state(std::make_shared<const Handle>(std::move(handle))) {}
+  const Handle& operator*() const { return *state; }
+  const Handle* operator->() const { return state.get(); }
+  std::shared_ptr<const Handle> state;
 };
 
 /// An argument that may be None.

@@ -150,7 +150,7 @@ def worst_tokens(me):
 
 
 def combine_does_not_wait(me):
-    """With a handle that comes back as tensors, whose counts the host does not know."""
+    """With a handle that comes back as the tensors that it was; those of copies the host has to read."""
     everything = batch(me, 14)
     got = send(me, everything)
     me.buffer.combine(got[0], got[4])
