@@ -8,6 +8,7 @@ import logging
 from typing import Any, Callable, Optional, Tuple
 
 from . import _native
+from .errors import StateError
 
 Event = _native.Event
 
@@ -50,25 +51,27 @@ class LowLatency:
 
     __slots__ = ("result", "event", "_engine", "_pending", "_keep", "_stream")
 
-    def __init__(self, engine: Any, result: Any, pending: Any, keep: Tuple[Any, ...], hook: bool, wait: bool,
-                 stream: int) -> None:
+    def __init__(self, engine: Any, result: Any, done: Any, keep: Tuple[Any, ...], hook: bool, wait: bool, stream: int) -> None:
         self.result = result
-        self.event: Optional[Event] = None
         self._engine = engine
-        self._pending = pending
         self._stream = stream
         if hook:
+            self.event: Optional[Event] = None
+            self._pending = done
             self._keep = keep
             engine._sends.append(self)
         else:
+            self.event = done
+            self._pending = None
             self._keep = ()
-            self.event = pending.event()
             if not wait and engine._gpu is None:
-                engine._hold(self.event, keep)
+                engine._hold(done, keep)
 
     def receive(self) -> Event:
         """The hook: runs the receive half on this thread, on a GPU on the stream of the send. Once, in the order of the sends
         (StateError otherwise). Results and statistics may be read afterwards."""
+        if self._pending is None:
+            raise StateError("receive: this operation was already received", op="receive")
         event = self._pending.receive(self._stream)
         self._engine._sends.remove(self)
         self._keep = ()

@@ -9,7 +9,7 @@ import os
 from typing import Any, Iterator, Optional, Tuple
 
 from . import _native
-from .arrays import code_of, torch_library
+from .arrays import TorchLibrary, code_of, torch_library
 from .errors import CapacityError, UnsupportedError, argument_error
 
 logger = logging.getLogger("anyep")
@@ -18,20 +18,20 @@ _UINT8 = code_of("uint8")
 _allocator: Any = None  # one for the process: torch keeps no reference to it, and frees what it gave at any time
 
 
-class Gpu:
+class Gpu(TorchLibrary):
     """One engine's GPU. A library of arrays (see arrays.py): its tensors lie on that GPU."""
 
     def __init__(self, native: Any, device: int) -> None:
         import torch
 
+        super().__init__(torch, torch.device("cuda", device))
+        torch_library()  # inputs are read as torch's
         self._native = native
         self.device = device
-        self.torch = torch
-        self.torch_device = torch.device("cuda", device)
-        names = torch_library()
-        self.dtype_of, self.name_of, self.code_of = names.dtype_of, names.name_of, names.code_of
         self.pool = WindowPool(native, device)
         self._raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or self._slow_stream
+        #: Is torch's current stream being captured into a graph?
+        self.is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
 
     def _slow_stream(self, device: int) -> int:
         return self.torch.cuda.current_stream(device).cuda_stream
@@ -39,10 +39,6 @@ class Gpu:
     def stream(self) -> int:
         """torch's current stream on this GPU."""
         return self._raw_stream(self.device)
-
-    def is_capturing(self) -> bool:
-        """Is torch's current stream being captured into a graph?"""
-        return self.torch.cuda.is_current_stream_capturing()
 
     @contextlib.contextmanager
     def on(self, stream: Any) -> Iterator[None]:
@@ -57,23 +53,16 @@ class Gpu:
 
     # ---- outputs
 
-    def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
-        return self.torch.empty(shape, dtype=self.dtype_of[dtype], device=self.torch_device)
-
-    def new(self, shape: Tuple[int, ...], dtype: Any) -> Any:
-        """``torch.empty`` of a torch type."""
-        return self.torch.empty(shape, dtype=dtype, device=self.torch_device)
-
     def rows(self, shape: Tuple[int, ...], dtype: Any) -> Any:
         """Rows that peers can write, where the window has room; elsewhere one more copy brings them there."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes == 0:
-            return self.new(shape, dtype)
+            return self.empty(shape, dtype)
         if self.is_capturing():
             tensor = self._captured_rows(shape, dtype, num_bytes)
         else:
             tensor = self.pool.empty(shape, dtype, num_bytes, self.torch_device)
-        return self.new(shape, dtype) if tensor is None else tensor
+        return self.empty(shape, dtype) if tensor is None else tensor
 
     def _captured_rows(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int) -> Any:
         """A capture has a pool of its own, which torch prefers to ours. What is allocated here goes to no other call as long as
@@ -83,13 +72,13 @@ class Gpu:
         except CapacityError:
             return None
         memory, _ = _native.memories_of(rows)
-        return self.over(memory, shape, None, dtype)
+        return self.over(memory, shape, dtype)
 
-    def over(self, memory: Any, shape: Tuple[int, ...], dtype: Optional[str], torch_dtype: Any = None) -> Any:
+    def over(self, memory: Any, shape: Tuple[int, ...], dtype: Any) -> Any:
         """A tensor over memory on this GPU, which it keeps alive."""
         view = _native.View(memory.address, _UINT8, (memory.bytes,))
         flat = self.torch.utils.dlpack.from_dlpack(_native.dlpack_of(view, self.device, memory))
-        return flat.view(torch_dtype if dtype is None else self.dtype_of[dtype]).view(shape)
+        return flat.view(self.dtype_of.get(dtype, dtype)).view(*shape)
 
     def copy_of(self, view: Any) -> Any:
         """A tensor with what a view shows, in stream order."""
@@ -106,6 +95,7 @@ class WindowPool:
         self._native = native
         self._device = device
         self._pool: Any = None
+        self._torch: Any = None
         self._begin: Any = None
         self._usable = True
         self._too_large = math.inf  # bytes that did not fit, until something is freed
@@ -123,17 +113,16 @@ class WindowPool:
             self._too_large = math.inf
         if self._pool is None and not (self._usable and self._open()):
             return None
-        import torch
-
+        torch = self._torch
         _native.allocate_from(self._native)
         try:
             if self._begin is None:
                 with torch.cuda.use_mem_pool(self._pool, device):
-                    return torch.empty(shape, dtype=dtype, device=device)
+                    return torch.empty(*shape, dtype=dtype, device=device)
             pool = self._id
             self._begin(self._device, pool)
             try:
-                return torch.empty(shape, dtype=dtype, device=device)
+                return torch.empty(*shape, dtype=dtype, device=device)
             finally:
                 self._end(self._device, pool)
                 self._release(self._device, pool)
@@ -154,6 +143,7 @@ class WindowPool:
         global _allocator
         import torch
 
+        self._torch = torch
         memory = getattr(torch.cuda, "memory", None)
         if not (hasattr(torch.cuda, "MemPool") and hasattr(torch.cuda, "use_mem_pool")):
             self._usable = False

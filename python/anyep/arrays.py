@@ -49,37 +49,70 @@ class Typed:
         return f"Typed({self.array!r}, {self.dtype!r})"
 
 
-class _Torch:
-    """torch on the CPU. Every tensor gets its type and device: users set defaults of their own."""
+class TorchLibrary:
+    """torch on one device. Every tensor gets its type and device: users set defaults of their own. ``dtype``: torch's or a name."""
+
+    _TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float8_e4m3fn", "bfloat16", "float16", "float32", "float64")
+
+    def __init__(self, torch: Any, device: Any, most_bytes: float = math.inf) -> None:
+        self.torch = torch
+        self.torch_device = device
+        self.dtype_of = {name: getattr(torch, name) for name in self._TYPES}
+        self.name_of = {dtype: name for name, dtype in self.dtype_of.items()}
+        self.code_of = {dtype: _CODES[name] for name, dtype in self.dtype_of.items()}
+        self._most_bytes = most_bytes  # larger ones are made by _large
+        # By type and by name: a tensor without elements, whose new_empty takes half of torch.empty's time, and most elements.
+        self._seeds: Dict[Any, Tuple[Any, float]] = {}
+
+    def _seed(self, dtype: Any) -> Tuple[Any, float]:
+        kind = self.dtype_of.get(dtype, dtype)
+        made = self.torch.empty(0, dtype=kind, device=self.torch_device)
+        seed = made, self._most_bytes / kind.itemsize
+        if type(made) is self.torch.Tensor:  # else a mode makes tensors of its own, for a while
+            self._seeds[dtype] = seed
+        return seed
+
+    def empty(self, shape: Tuple[int, ...], dtype: Any) -> Any:
+        """``torch.empty``."""
+        seed, most = self._seeds.get(dtype) or self._seed(dtype)
+        return seed.new_empty(*shape) if math.prod(shape) <= most else self._large(shape, dtype)
+
+    new = empty
+
+    def empty_swapped(self, shape: Tuple[int, int, int], dtype: Any) -> Any:
+        """The middle dimension is the one without gaps."""
+        planes, rows, columns = shape
+        seed, most = self._seeds.get(dtype) or self._seed(dtype)
+        if math.prod(shape) > most:
+            return self._large((planes, columns, rows), dtype).transpose(1, 2)
+        return seed.new_empty_strided(shape, (rows * columns, 1, rows))
+
+    def _large(self, shape: Tuple[int, ...], dtype: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Torch(TorchLibrary):
+    """torch on the CPU. Large tensors get memory that served others before."""
 
     def __init__(self) -> None:
         torch = sys.modules["torch"]
-        names = ("bool", "uint8", "int8", "int16", "int32", "int64", "float8_e4m3fn", "bfloat16", "float16", "float32",
-                 "float64")
-        self.torch = torch
-        self.dtype_of = {name: getattr(torch, name) for name in names}
-        self.name_of = {dtype: name for name, dtype in self.dtype_of.items()}
-        self.code_of = {dtype: _CODES[name] for name, dtype in self.dtype_of.items()}
-        self._cpu = torch.device("cpu")
+        super().__init__(torch, torch.device("cpu"), _LARGE_BYTES)
+        exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+        if type(exchange).__name__ == "PyCapsule":  # since torch 2.10
+            _native.read_torch(torch.Tensor, exchange)
 
     def view(self, tensor: Any, device: int = -1) -> View:
         if tensor.get_device() != device or (device < 0 and not tensor.is_cpu):
             raise ValueError(_elsewhere(device, str(tensor.device)))
         return View(tensor.data_ptr(), self.code_of[tensor.dtype], tensor.shape, tensor.stride())
 
-    def empty(self, shape: Tuple[int, ...], dtype: str) -> Any:
-        return self.new(shape, self.dtype_of[dtype])
+    def _large(self, shape: Tuple[int, ...], dtype: Any) -> Any:
+        kind = self.dtype_of.get(dtype, dtype)
+        return self.over(_native.recycled_memory(math.prod(shape) * kind.itemsize), shape, kind)
 
-    def new(self, shape: Tuple[int, ...], dtype: Any) -> Any:
-        """``torch.empty`` of a torch type. Large tensors get memory that served others before."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes <= _LARGE_BYTES:
-            return self.torch.empty(shape, dtype=dtype, device=self._cpu)
-        return self.torch.frombuffer(_native.recycled_memory(num_bytes), dtype=dtype).view(shape)
-
-    def over(self, memory: Any, shape: Tuple[int, ...], dtype: str) -> Any:
+    def over(self, memory: Any, shape: Tuple[int, ...], dtype: Any) -> Any:
         """A tensor over memory that it keeps alive."""
-        return self.torch.frombuffer(memory, dtype=self.dtype_of[dtype]).view(shape)
+        return self.torch.frombuffer(memory, dtype=self.dtype_of.get(dtype, dtype)).view(*shape)
 
 
 class _Numpy:
@@ -105,6 +138,10 @@ class _Numpy:
         if num_bytes > _LARGE_BYTES:
             return self.over(_native.recycled_memory(num_bytes), shape, dtype)
         return self._make(dtype, lambda kind: self.numpy.empty(shape, dtype=kind))
+
+    def empty_swapped(self, shape: Tuple[int, int, int], dtype: str) -> Any:
+        planes, rows, columns = shape
+        return self.empty((planes, columns, rows), dtype).transpose(0, 2, 1)
 
     def over(self, memory: Any, shape: Tuple[int, ...], dtype: str) -> Any:
         return self._make(dtype, lambda kind: self.numpy.frombuffer(memory, dtype=kind).reshape(shape))
@@ -202,9 +239,8 @@ def _view_function(kind: type) -> Callable[[Any, int], View]:
     return function
 
 
-def view(op: str, name: str, array: Any, device: int = -1) -> View:
-    """The memory of an array. TypeError: not an array; ArgumentError: not on ``device``, an element type that anyep lacks, not
-    1 to 4 dimensions. The caller keeps the array alive."""
+def _any_view(op: str, name: str, array: Any, device: int) -> View:
+    """What ``view`` does not read itself."""
     kind = type(array)
     try:
         return (_views.get(kind) or _view_function(kind))(array, device)
@@ -227,12 +263,18 @@ def _describe(array: Any) -> str:
     return f"tensor of shape {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
 
 
-def optional_view(op: str, name: str, array: Any, device: int = -1) -> Optional[View]:
-    return None if array is None else view(op, name, array, device)
+_native.read_others(_any_view)
+#: (op, name, array, device=-1) -> View: the memory of an array. TypeError: not an array; ArgumentError: not on ``device``, an
+#: element type that anyep lacks, not 1 to 4 dimensions. The caller keeps the array alive.
+view: Callable[..., View] = _native.view
+#: The same; None for None.
+optional_view: Callable[..., Optional[View]] = _native.optional_view
 
 
 def library_of(array: Any) -> Any:
     """What makes outputs of the same kind as an input."""
+    if _torch is not None and type(array) is _torch.torch.Tensor:
+        return _torch
     if isinstance(array, Typed):
         return _numpy_library()
     if _is_torch(type(array)):

@@ -15,8 +15,8 @@ from ._gpu import Gpu, device_of, must_have_torch
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, UnsupportedError, argument_error
-from .handle import Handle, ShownHandles
-from .rows import Combined, Dispatched, Rows, Slabs, ordinary_rows, swapped
+from .handle import Handle
+from .rows import Combined, Dispatched, Rows, Slabs, ordinary_rows
 
 Event = _native.Event
 Tuning = _native.Tuning
@@ -48,7 +48,7 @@ class Engine:
         self._gpu: Optional[Gpu] = Gpu(native, device) if device >= 0 else None
         self._running: Deque[Tuple[Event, Tuple[Any, ...]]] = collections.deque()
         self._sends: List[LowLatency] = []
-        self._shown = ShownHandles()
+        self._shown = _native.ShownHandles()  # for handles that are tensors, deep_ep's
         self.rank: int = native.rank
         self.num_ranks: int = native.num_ranks
         self.num_nodes: int = native.num_nodes
@@ -108,15 +108,14 @@ class Engine:
             pairs_per_expert: [num_experts] int32, this rank's (token, choice) pairs; default: counted.
             top_k: needed without experts only.
         """
-        op, device = "route", self.device
+        device = self.device
         wait = device < 0 if wait is None else wait
-        if experts is not None:
-            experts_view = view(op, "experts", experts, device)
-            top_k = top_k or experts.shape[-1]
+        if experts is not None and not top_k:
+            experts_view = view("route", "experts", experts, device)
+            top_k = experts_view.shape[-1]
         else:
-            experts_view = None
-        native = self._native.route(num_experts, top_k or 1, experts_view, optional_view(op, "ranks", ranks, device),
-                                    optional_view(op, "pairs_per_expert", pairs_per_expert, device), self._stream(), timeout_s,
+            experts_view = experts
+        native = self._native.route(num_experts, top_k or 1, experts_view, ranks, pairs_per_expert, self._stream(), timeout_s,
                                     list(after), wait)
         if not wait and device < 0:
             self._hold(None, (experts, ranks, pairs_per_expert))
@@ -197,32 +196,29 @@ class Engine:
         """
         op, device = "dispatch", self.device
         wait = device < 0 if wait is None else wait
-        x_view = view(op, "x", x, device)
-        scales_view = optional_view(op, "scales", scales, device)
-        experts_view = optional_view(op, "experts", experts, device)
-        weights_view = optional_view(op, "weights", weights, device)
-        extra_views = [view(op, "extra", tensor, device) for tensor in extra]
         if out is None:
             if num_rows is None and self._gpu is not None and self._gpu.is_capturing():
                 raise UnsupportedError("dispatch: num_rows = None, allowed in a capture: a number of rows. Nobody can wait for "
                                        "their number there.", op=op, argument="num_rows")
-            out = self._new_rows(x, x_view, scales_view, experts_view, weights_view, extra, extra_views,
-                                 handle.num_rows if num_rows is None else num_rows)
-        event = self._native.dispatch(
-            handle._native, x_view, scales_view, experts_view, weights_view, extra_views, view(op, "out.x", out.x, device),
-            optional_view(op, "out.scales", out.scales, device), optional_view(op, "out.experts", out.experts, device),
-            optional_view(op, "out.weights", out.weights, device),
-            [view(op, "out.extra", tensor, device) for tensor in out.extra], self._stream(), timeout_s, num_sms, list(after),
-            wait)
+            x_view = view(op, "x", x, device)
+            views = (x_view, optional_view(op, "scales", scales, device), optional_view(op, "experts", experts, device),
+                     optional_view(op, "weights", weights, device))
+            extra_views = [view(op, "extra", tensor, device) for tensor in extra]
+            out = self._new_rows(x, views, extra, extra_views, handle.num_rows if num_rows is None else num_rows)
+        else:
+            views, extra_views = (x, scales, experts, weights), extra
+        event = self._native.dispatch(handle._native, *views, extra_views, out.x, out.scales, out.experts, out.weights,
+                                      out.extra, self._stream(), timeout_s, num_sms, list(after), wait)
         if not wait and device < 0:
             self._hold(event, (x, scales, experts, weights, extra, out, handle))
         if _log_waits():
             _forward_log()
         return Dispatched(out, event)
 
-    def _new_rows(self, x: Any, x_view: Any, scales: Any, experts: Any, weights: Any, extra: Sequence[Any],
-                  extra_views: List[Any], num_rows: int) -> Rows:
-        for name, tensor in (("x", x_view), ("scales", scales), ("experts", experts), ("weights", weights)):
+    def _new_rows(self, x: Any, views: Tuple[Any, ...], extra: Sequence[Any], extra_views: List[Any], num_rows: int) -> Rows:
+        """``views``: of x, scales, experts and weights."""
+        x_view, scales, experts, weights = views
+        for name, tensor in zip(("x", "scales", "experts", "weights"), views):
             if tensor is not None and len(tensor.shape) != 2:
                 raise argument_error("dispatch", name, f"tensor of shape {list(tensor.shape)}", "2 dimensions")
         library = self._library(x)
@@ -247,20 +243,20 @@ class Engine:
         """
         op, device = "combine", self.device
         wait = device < 0 if wait is None else wait
-        x_view = view(op, "x", x, device)
-        weights_view = optional_view(op, "weights", weights, device)
         if len(bias) > 2:
             raise argument_error(op, "bias", f"{len(bias)} tensors", "at most 2")
-        biases = [optional_view(op, "bias", tensor, device) for tensor in bias] + [None] * (2 - len(bias))
+        x_view, weights_view = x, weights
         if out is None:
-            if len(x_view.shape) != 2:
-                raise argument_error(op, "x", f"tensor of shape {list(x_view.shape)}", "2 dimensions")
-            out = self._library(x).empty((handle.num_tokens, x_view.shape[1]), x_view.dtype)
-        if out_weights is None and weights_view is not None:
+            x_view = view(op, "x", x, device)
+            shape = x_view.shape
+            if len(shape) != 2:
+                raise argument_error(op, "x", f"tensor of shape {list(shape)}", "2 dimensions")
+            out = self._library(x).empty((handle.num_tokens, shape[1]), x_view.dtype)
+        if out_weights is None and weights is not None:
+            weights_view = view(op, "weights", weights, device)
             out_weights = self._library(weights).empty((handle.num_tokens, *weights_view.shape[1:]), weights_view.dtype)
-        event = self._native.combine(handle._native, x_view, weights_view, biases[0], biases[1], view(op, "out", out, device),
-                                     optional_view(op, "out_weights", out_weights, device), self._stream(), timeout_s, num_sms,
-                                     list(after), wait)
+        event = self._native.combine(handle._native, x_view, weights_view, *bias, *[None] * (2 - len(bias)), out, out_weights,
+                                     self._stream(), timeout_s, num_sms, list(after), wait)
         if not wait and device < 0:
             self._hold(event, (x, weights, bias, out, out_weights, handle))
         if _log_waits():
@@ -276,10 +272,10 @@ class Engine:
         if len(experts_view.shape) != 2:
             raise argument_error("layout", "experts", f"tensor of shape {list(experts_view.shape)}", "2 dimensions")
         library = self._library(experts)
+        num_tokens, top_k = experts_view.shape
         result = (library.empty((self.num_ranks,), "int32"), library.empty((max(num_experts, 0),), "int32"),
-                  library.empty((experts_view.shape[0], self.num_ranks), "bool"))
-        self._native.layout(num_experts, experts_view.shape[1], experts_view,
-                            *(view("layout", "out", tensor, device) for tensor in result), self._stream())
+                  library.empty((num_tokens, self.num_ranks), "bool"))
+        self._native.layout(num_experts, top_k, experts_view, *result, self._stream())
         return result
 
     # ---- low latency
@@ -300,27 +296,34 @@ class Engine:
             out: slabs to fill; default: new ones. received: int32 [L], received rows are added. waited: int64 [R],
                 nanoseconds (on GPU ranks clock cycles) waited for each source are added.
         """
-        op, device = "low_latency_dispatch", self.device
+        device = self.device
         wait = device < 0 if wait is None else wait
+        out, done, stream = self._low_latency_dispatch(x, experts, num_experts, max_tokens, wire, round_scale, hook, out, received,
+                                                       waited, timeout_s, after, wait)
+        return LowLatency(self, out, done, (x, experts, out, received, waited), hook, wait, stream)
+
+    def _low_latency_dispatch(self, x: Any, experts: Any, num_experts: int, max_tokens: int, wire: str, round_scale: bool,
+                              hook: bool, out: Any, received: Any, waited: Any, timeout_s: float, after: Any, wait: bool
+                              ) -> Tuple[Slabs, Any, int]:
+        """The slabs, what receives with ``hook``, else the event, and the stream."""
+        op, device = "low_latency_dispatch", self.device
         x_view = view(op, "x", x, device)
         experts_view = view(op, "experts", experts, device)
         if wire not in WIRES or wire == "logfmt":
             raise argument_error(op, "wire", repr(wire), "'bf16', 'fp8' or 'ue8m0'")
-        if len(x_view.shape) != 2:
-            raise argument_error(op, "x", f"tensor of shape {list(x_view.shape)}", "2 dimensions")
-        hidden = x_view.shape[1]
+        shape = x_view.shape
+        if len(shape) != 2:
+            raise argument_error(op, "x", f"tensor of shape {list(shape)}", "2 dimensions")
+        hidden = shape[1]
         if out is None:
             out = self._new_slabs(self._library(x), num_experts, hidden, max_tokens, wire)
         stream = self._stream()
-        pending = self._native.low_latency_dispatch(
-            num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, experts_view, view(op, "out.x", out.x, device),
-            optional_view(op, "out.scales", out.scales, device), view(op, "out.counts", out.counts, device),
-            view(op, "out.source", out.source, device), view(op, "out.range", out.range, device),
-            optional_view(op, "received", received, device), optional_view(op, "waited", waited, device), WIRES[wire],
-            round_scale, hook, stream, timeout_s, list(after), wait)
+        done = self._native.low_latency_dispatch(num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, experts_view,
+                                                 *out, received, waited, WIRES[wire], round_scale, hook, stream, timeout_s,
+                                                 list(after), wait)
         if _log_waits():
             _forward_log()
-        return LowLatency(self, out, pending, (x, experts, out, received, waited), hook, wait, stream)
+        return out, done, stream
 
     def _new_slabs(self, library: Any, num_experts: int, hidden: int, max_tokens: int, wire: str) -> Slabs:
         base, rest = divmod(max(num_experts, 0), self.num_ranks)
@@ -330,7 +333,7 @@ class Engine:
         scales = None
         if wire != "bf16":
             columns, dtype = (-(-hidden // 128), "float32") if wire == "fp8" else (-(-hidden // 512), "int32")
-            scales = swapped(library.empty((experts, columns, rows), dtype))
+            scales = library.empty_swapped((experts, rows, columns), dtype)
         return Slabs(x, scales, library.empty((experts,), "int32"), library.empty((experts, rows), "int32"),
                      library.empty((experts, self.num_ranks), "int64"))
 
@@ -348,24 +351,31 @@ class Engine:
             wire: "bf16" or "logfmt" (10 bits; hidden a multiple of 128; not with zero_copy).
             out: [num_tokens, hidden] bfloat16; default: new.
         """
-        op, device = "low_latency_combine", self.device
+        device = self.device
         wait = device < 0 if wait is None else wait
+        out, done, stream = self._low_latency_combine(x, experts, weights, slabs.source, slabs.range, num_experts, max_tokens, wire,
+                                                      zero_copy, hook, out, waited, timeout_s, after, wait)
+        return LowLatency(self, out, done, (x, experts, weights, slabs, out, waited), hook, wait, stream)
+
+    def _low_latency_combine(self, x: Any, experts: Any, weights: Any, source: Any, range: Any, num_experts: int,
+                             max_tokens: int, wire: str, zero_copy: bool, hook: bool, out: Any, waited: Any, timeout_s: float,
+                             after: Any, wait: bool) -> Tuple[Any, Any, int]:
+        """The sums, what receives with ``hook``, else the event, and the stream."""
+        op, device = "low_latency_combine", self.device
         x_view = view(op, "x", x, device)
         experts_view = view(op, "experts", experts, device)
         if wire not in ("bf16", "logfmt"):
             raise argument_error(op, "wire", repr(wire), "'bf16' or 'logfmt'")
         hidden = x_view.shape[-1]
+        choices = experts_view.shape
         if out is None:
-            out = self._library(x).empty((experts_view.shape[0], hidden), "bfloat16")
+            out = self._library(x).empty((choices[0], hidden), "bfloat16")
         stream = self._stream()
-        pending = self._native.low_latency_combine(
-            num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, view(op, "slabs.source", slabs.source, device),
-            view(op, "slabs.range", slabs.range, device), experts_view, view(op, "weights", weights, device),
-            view(op, "out", out, device), optional_view(op, "waited", waited, device), WIRES[wire], zero_copy, hook, stream,
-            timeout_s, list(after), wait)
+        done = self._native.low_latency_combine(num_experts, choices[-1], hidden, max_tokens, x_view, source, range, experts_view,
+                                                weights, out, waited, WIRES[wire], zero_copy, hook, stream, timeout_s, list(after), wait)
         if _log_waits():
             _forward_log()
-        return LowLatency(self, out, pending, (x, experts, weights, slabs, out, waited), hook, wait, stream)
+        return out, done, stream
 
     def combine_buffer(self, num_experts: int, hidden: int, max_tokens: int, *, like: Any = None) -> Any:
         """Local. The zero-copy input of a combine: [L, S, hidden] bfloat16 in the engine's memory, one address for its life.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Tuple
 
 from . import _native
 from .arrays import library_of, optional_view, view
@@ -67,50 +66,3 @@ class Handle:
             return
         self._native.copy_arrays(optional_view(op, "rows_until", rows_until), optional_view(op, "place", place),
                                  optional_view(op, "source", source), optional_view(op, "tokens", tokens))
-
-
-class _Shown(weakref.ref):
-    """A native handle and the tensors that show its arrays; a reference to the first of them."""
-
-    __slots__ = ("key", "native", "others", "versions")
-
-
-class ShownHandles:
-    """Native handles of one engine by the torch tensors that were made of them, for callers whose handles are tensors. An entry
-    lives as long as its first tensor and keeps no tensor alive. Tensors that were made, copied or moved elsewhere are not
-    known, nor are those that were changed in place, as far as torch counts changes: not in inference mode."""
-
-    def __init__(self) -> None:
-        self._shown: Dict[int, _Shown] = {}
-
-    def add(self, native: Any, tensors: Sequence[Any]) -> None:
-        """All of them different tensors."""
-        first = tensors[0]
-        shown = self._shown
-        entry = _Shown(first, lambda gone: shown.pop(gone.key, None))
-        entry.key, entry.native = id(first), native
-        entry.others = tuple(map(weakref.ref, tensors[1:]))
-        entry.versions = _versions(tensors)
-        shown[entry.key] = entry
-
-    def find(self, tensors: Sequence[Any]) -> Optional[Any]:
-        """The handle that all of these tensors show; None if it is not known."""
-        first = tensors[0]
-        entry = self._shown.get(id(first))
-        if entry is None or entry() is not first:
-            return None
-        for tensor, known in zip(tensors[1:], entry.others):
-            if known() is not tensor:
-                return None
-        return entry.native if entry.versions == _versions(tensors) else None
-
-    def clear(self) -> None:
-        self._shown.clear()
-
-
-def _versions(tensors: Sequence[Any]) -> Optional[List[int]]:
-    """How often each was changed in place; None if torch does not count that."""
-    try:
-        return [tensor._version for tensor in tensors]
-    except RuntimeError:  # made in inference mode
-        return None

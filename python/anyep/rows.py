@@ -43,8 +43,3 @@ class Slabs(NamedTuple):
 def ordinary_rows(library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int, scales_dtype: str) -> Rows:
     return Rows(library.empty((num_rows, hidden), dtype),
                 library.empty((num_rows, num_scales), scales_dtype) if num_scales else None)
-
-
-def swapped(array: Any) -> Any:
-    """The last two dimensions exchanged: a view with the token fastest."""
-    return array.transpose(1, 2) if hasattr(array, "data_ptr") else array.transpose(0, 2, 1)

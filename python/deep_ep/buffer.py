@@ -18,8 +18,8 @@ from . import gpu, high_throughput, low_latency
 from .calls import Method
 from .config import Config, combine_config, dispatch_config, low_latency_size_hint
 from .events import EventHandle, EventOverlap, Previous
+from .handles import low_latency_handle
 from .runtime import Runtime
-from .streams import Place
 
 logger = logging.getLogger("anyep")
 
@@ -296,24 +296,22 @@ class Buffer:
             recv_x bfloat16 [L, R*M, H], or (float8_e4m3fn, scales [L, R*M, ceil(H/128)] float32 or [L, R*M, ceil(H/512)]
             int32, token fastest); recv_count int32 [L]; handle; event; hook or None.
         """
-        with low_latency.DISPATCH.call(self._low_latency(low_latency.DISPATCH)) as engine:
-            low_latency.check_finish(low_latency.DISPATCH, async_finish, return_recv_hook)
+        method = low_latency.DISPATCH
+        with method.call(self._low_latency(method)) as engine:
+            low_latency.check_finish(method, async_finish, return_recv_hook)
             wire = low_latency.wire_of(use_fp8, round_scale, use_ue8m0)
-            max_tokens = low_latency.DISPATCH.number("num_max_dispatch_tokens_per_rank", num_max_dispatch_tokens_per_rank)
-            num_experts = low_latency.DISPATCH.number("num_experts", num_experts)
-            place = Place(self.runtime, None, async_finish, False) if engine.device >= 0 else None
-            with place or low_latency.HERE:
-                sent = engine.low_latency_dispatch(
-                    x, topk_idx, num_experts, max_tokens, wire=wire, round_scale=use_fp8 and round_scale,
-                    hook=return_recv_hook, received=cumulative_local_expert_recv_stats, waited=dispatch_wait_recv_cost_stats,
-                    wait=engine.device < 0 and not async_finish)
+            max_tokens = method.number("num_max_dispatch_tokens_per_rank", num_max_dispatch_tokens_per_rank)
+            num_experts = method.number("num_experts", num_experts)
+            received, waited = cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats
+            slabs, event, hook = low_latency.run(
+                method, self.runtime, engine._low_latency_dispatch,
+                (x, topk_idx, num_experts, max_tokens, wire, use_fp8 and round_scale, return_recv_hook, None, received, waited,
+                 0.0, (), engine.device < 0 and not async_finish),
+                (x, topk_idx, received, waited), async_finish, return_recv_hook)
             self._note_ids(engine)
-            slabs = sent.result
-            handle = (slabs.source, slabs.range, max_tokens, x.shape[1], num_experts)
-            event, hook = low_latency.finish(low_latency.DISPATCH, place, sent, async_finish, return_recv_hook,
-                                             (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats),
-                                             slabs)
-            return (slabs.x if slabs.scales is None else (slabs.x, slabs.scales)), slabs.counts, handle, event, hook
+            packed, scales, counts, source, layout_range = slabs
+            handle = (source, layout_range, max_tokens, x.shape[1], num_experts)
+            return (packed if scales is None else (packed, scales)), counts, handle, event, hook
 
     def low_latency_combine(self, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Handle, use_logfmt: bool = False,
                             zero_copy: bool = False, async_finish: bool = False, return_recv_hook: bool = False,
@@ -330,18 +328,18 @@ class Buffer:
         Returns:
             combined_x bfloat16 [T, H], event, hook or None.
         """
-        with low_latency.COMBINE.call(self._low_latency(low_latency.COMBINE)) as engine:
-            low_latency.check_finish(low_latency.COMBINE, async_finish, return_recv_hook)
-            place = Place(self.runtime, None, async_finish, False) if engine.device >= 0 else None
-            with place or low_latency.HERE:
-                sent = low_latency.combine(engine, x, topk_idx, topk_weights, handle, use_logfmt, zero_copy,
-                                           engine.device < 0 and not async_finish, return_recv_hook, out,
-                                           combine_wait_recv_cost_stats)
+        method = low_latency.COMBINE
+        with method.call(self._low_latency(method)) as engine:
+            low_latency.check_finish(method, async_finish, return_recv_hook)
+            source, layout_range, max_tokens, _, num_experts = low_latency_handle(method, handle)
+            waited = combine_wait_recv_cost_stats
+            combined, event, hook = low_latency.run(
+                method, self.runtime, engine._low_latency_combine,
+                (x, topk_idx, topk_weights, source, layout_range, num_experts, max_tokens, "logfmt" if use_logfmt else "bf16",
+                 zero_copy, return_recv_hook, out, waited, 0.0, (), engine.device < 0 and not async_finish),
+                (x, topk_idx, topk_weights, source, layout_range, waited), async_finish, return_recv_hook)
             self._note_ids(engine)
-            event, hook = low_latency.finish(low_latency.COMBINE, place, sent, async_finish, return_recv_hook,
-                                             (x, topk_idx, topk_weights, handle[0], handle[1], combine_wait_recv_cost_stats),
-                                             (sent.result,))
-            return sent.result, event, hook
+            return combined, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: Handle) -> Tensor:
         """bfloat16 [L, R*M, H] in the Buffer's memory, for ``low_latency_combine(..., zero_copy=True)``."""

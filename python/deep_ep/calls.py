@@ -34,7 +34,10 @@ class Method:
 
     def call(self, runtime: Any = None) -> "_Call":
         """``with method.call(runtime) as engine: ...`` around everything that may fail."""
-        return _Call(self, runtime)
+        if runtime is None:
+            return _Call(self, None)
+        calls = runtime.calls
+        return calls.get(self) or calls.setdefault(self, _Call(self, runtime))
 
     def refuse(self, argument: str, got: object, allowed: str, remedy: str = "") -> ArgumentError:
         text = f"{self.name}: {argument} = {got}, allowed: {allowed}" + (f". {remedy}" if remedy else "")
@@ -42,6 +45,8 @@ class Method:
 
     def number(self, argument: str, value: Any) -> int:
         """A number that outputs are sized by before the library sees it."""
+        if type(value) is int and -(2**31) <= value < 2**31:
+            return value
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{argument} must be an int, got {type(value).__name__}")
         whole = operator.index(value)
@@ -76,6 +81,8 @@ def _without_op(text: str) -> str:
 
 
 class _Call:
+    """Has no state of its own: one serves all calls of a method of a Buffer."""
+
     __slots__ = ("_method", "_runtime")
 
     def __init__(self, method: Method, runtime: Any) -> None:
@@ -87,7 +94,7 @@ class _Call:
         if runtime is None:
             return None
         # The engine refuses a second thread too, but a method may be several of its calls, and half of them is harm.
-        if not runtime.entered.acquire(blocking=False):
+        if not runtime.entered.acquire(False):
             raise self._method.not_now("another thread is inside a call of this Buffer")
         return runtime.engine
 

@@ -16,13 +16,12 @@ from .streams import Place
 
 Tensor = torch.Tensor
 _View = _native.View
-_CODES = {name: code for name, (code, _) in _native.DTYPES.items()}
-_INT32 = _CODES["int32"]
+_INT32 = _native.DTYPES["int32"][0]
 _from_dlpack = getattr(torch._C, "_from_dlpack", torch.utils.dlpack.from_dlpack)
 
 
 def place_of(method: Method, runtime: Any, previous_event: Previous, async_finish: bool, on_comm_stream: bool) -> Place:
-    before = handle_before(previous_event)
+    before = None if previous_event is None else handle_before(previous_event)
     if on_comm_stream and (before is None or not async_finish):
         raise method.refuse("allocate_on_comm_stream", True, "only with a previous_event that has an event and with async_finish")
     return Place(runtime, before, async_finish, on_comm_stream)
@@ -82,9 +81,9 @@ def cached_dispatch(runtime: Any, engine: Any, place: Place, x: Any, handle: Any
     payload = Payload(x, engine.device)
     with place:
         native, num_rows, _ = handle_of(DISPATCH, engine, handle, place.number)
-        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, runtime.rows_in_window())
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
-                                        None, None, [], place.number, 0.0, num_sms, [], False)
+        out, out_view, out_scales = payload.outputs(engine, num_rows, runtime.rows_in_window())
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, (), out_view, out_scales, None,
+                                        None, (), place.number, 0.0, num_sms, [], False)
         end = place.finish(DISPATCH, event, (payload.x, payload.scales, *handle), (out, out_scales))
     return (out if out_scales is None else (out, out_scales)), None, None, None, None, end
 
@@ -106,16 +105,13 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
     with place:
         native = engine._native.route(pairs.shape[0], top_k, ids_view, in_rank_view, pairs_view, place.number, 0.0, [], False)
         num_rows = num_worst_tokens or native.num_rows()
-        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, runtime.rows_in_window())
-        out_ids = out_weights = out_ids_view = out_weights_view = None
+        out, out_view, out_scales = payload.outputs(engine, num_rows, runtime.rows_in_window())
+        out_ids = out_weights = None
         if topk_idx is not None and topk_weights is not None:
             out_ids = gpu.new((num_rows, top_k), topk_idx.dtype)
-            out_ids_view = view("dispatch", "recv_topk_idx", out_ids, device)
             out_weights = gpu.new((num_rows, top_k), topk_weights.dtype)
-            out_weights_view = view("dispatch", "recv_topk_weights", out_weights, device)
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, [], out_view,
-                                        out_scales_view, out_ids_view, out_weights_view, [], place.number, 0.0, num_sms, [],
-                                        False)
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, (), out_view,
+                                        out_scales, out_ids, out_weights, (), place.number, 0.0, num_sms, [], False)
         counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
         prefix, tokens, source, token_place = shown = tuple(map(_from_dlpack, native.take_v1(device, num_rows)))
         if not gpu.is_capturing():  # a graph fills the arrays anew at every replay, and the host would not know
@@ -143,7 +139,6 @@ def combine(engine: Any, place: Place, x: Tensor, handle: Any, topk_weights: Opt
             out_weights = gpu.new((num_tokens, *topk_weights.shape[1:]), topk_weights.dtype)
         event = engine._native.combine(
             native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0, device),
-            optional_view("combine", "bias[1]", bias_1, device), view("combine", "combined_x", out, device),
-            optional_view("combine", "combined_topk_weights", out_weights, device), place.number, 0.0, num_sms, [], False)
+            optional_view("combine", "bias[1]", bias_1, device), out, out_weights, place.number, 0.0, num_sms, [], False)
         end = place.finish(COMBINE, event, (x, topk_weights, bias_0, bias_1, *handle), (out, out_weights))
     return out, out_weights, end

@@ -3,35 +3,26 @@ where the tensors are the same objects, else one made from their values alone.""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 import torch
 from anyep import _native
-from anyep.arrays import view
+from anyep.arrays import torch_library, view
 
 from .calls import Method
 
-_View = _native.View
-_INT32: int = _native.DTYPES["int32"][0]
-_CPU = torch.device("cpu")
+_TORCH = torch_library()
 NUM_TENSORS = 6
-
-
-def _column(matrix: torch.Tensor, num_ranks: int, column: int) -> Any:
-    """Of a matrix made here, [num_ranks, num_ranks] int32."""
-    return _View(matrix.data_ptr() + 4 * column, _INT32, (num_ranks,), (num_ranks,))
 
 
 def make_handle(engine: Any, native: Any, num_rows: int, is_token_in_rank: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     """Specification 9.1. ``num_rows``: rows of the outputs; where they were not counted, [3] has rows to spare or lacks some."""
-    rank, num_ranks = engine.rank, engine.num_ranks
-    num_tokens = is_token_in_rank.shape[0]
-    prefix = torch.zeros(num_ranks, num_ranks, dtype=torch.int32, device=_CPU)
-    tokens = torch.empty(num_ranks, 1, dtype=torch.int32, device=_CPU)
-    source = torch.empty(max(num_rows, native.num_rows()), dtype=torch.int32, device=_CPU)
-    place = torch.empty(num_tokens, num_ranks, dtype=torch.int32, device=_CPU)
-    native.copy_arrays(_column(prefix, num_ranks, rank), _View(place.data_ptr(), _INT32, (num_tokens, num_ranks)),
-                       _View(source.data_ptr(), _INT32, source.shape), _View(tokens.data_ptr(), _INT32, (num_ranks,)))
+    num_ranks, num_tokens = engine.num_ranks, is_token_in_rank.shape[0]
+    prefix = _TORCH.new((num_ranks, num_ranks), torch.int32)
+    tokens = _TORCH.new((num_ranks, 1), torch.int32)
+    source = _TORCH.new((max(num_rows, native.num_rows()),), torch.int32)
+    place = _TORCH.new((num_tokens, num_ranks), torch.int32)
+    native.copy_v1(prefix, tokens, source, place)
     if source.shape[0] > num_rows:  # num_worst_tokens was too small, which the dispatch reports
         source = source[:num_rows].clone()
     else:
@@ -71,19 +62,12 @@ def adopt(method: Method, handle: Sequence[Any], rank: int, num_ranks: int) -> A
 HANDLE_NAMES = {"rows_until": "handle[0]", "tokens": "handle[1]", "source": "handle[3]", "place": "handle[5]"}
 
 
-class LowLatencyHandle(NamedTuple):
-    """Specification 9.3."""
-
-    source: torch.Tensor  #: recv_src_info
-    range: torch.Tensor  #: recv_layout_range
-    max_tokens: int
-    hidden: int
-    num_experts: int
-
-
-def low_latency_handle(method: Method, handle: Sequence[Any]) -> LowLatencyHandle:
+def low_latency_handle(method: Method, handle: Any) -> Tuple[Any, Any, int, int, int]:
+    """Specification 9.3: recv_src_info, recv_layout_range, most tokens of a rank, hidden, experts."""
     if not isinstance(handle, (tuple, list)):
         raise TypeError(f"handle must be a tuple or a list, got {type(handle).__name__}")
-    if len(handle) != len(LowLatencyHandle._fields):
-        raise method.refuse("len(handle)", len(handle), f"{len(LowLatencyHandle._fields)}, as low_latency_dispatch returns")
-    return LowLatencyHandle(handle[0], handle[1], *(method.number(f"handle[{index}]", handle[index]) for index in (2, 3, 4)))
+    if len(handle) != 5:
+        raise method.refuse("len(handle)", len(handle), "5, as low_latency_dispatch returns")
+    source, layout_range, max_tokens, hidden, num_experts = handle
+    return (source, layout_range, method.number("handle[2]", max_tokens), method.number("handle[3]", hidden),
+            method.number("handle[4]", num_experts))

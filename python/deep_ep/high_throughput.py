@@ -15,8 +15,7 @@ from .handles import HANDLE_NAMES, handle_of, make_handle
 
 Tensor = torch.Tensor
 _View = _native.View
-_CODES = {name: code for name, (code, _) in _native.DTYPES.items()}
-_CPU = torch.device("cpu")
+_UINT8 = _native.DTYPES["uint8"][0]
 _TORCH = torch_library()
 
 DISPATCH = Method("Buffer.dispatch", op="route", names={
@@ -34,8 +33,7 @@ COMBINE = Method("Buffer.combine", op="combine", names={
     "options.num_sms": "config.num_sms"})
 
 # The engine knows these as elements; whatever else travels as the bytes that it is.
-_ELEMENTS = {getattr(torch, name): _CODES[name] for name in
-             ("bfloat16", "float16", "float32", "float8_e4m3fn", "int8", "uint8")}
+_ELEMENTS = frozenset((torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.int8, torch.uint8))
 
 
 def num_sms_of(method: Method, config: Optional[Config], default: int) -> int:
@@ -47,7 +45,7 @@ def num_sms_of(method: Method, config: Optional[Config], default: int) -> int:
 
 
 def check_events(method: Method, previous_event: Previous, async_finish: bool, on_comm_stream: bool) -> List[Event]:
-    before = events_before(previous_event)
+    before = None if previous_event is None else events_before(previous_event)
     if on_comm_stream and (before is None or not async_finish):
         raise method.refuse("allocate_on_comm_stream", True, "only with a previous_event that has an event and with async_finish")
     return before or []
@@ -67,17 +65,19 @@ def unpack_bias(bias: Any) -> Tuple[Optional[Tensor], Optional[Tensor]]:
 
 
 def _bytes_of(x: Tensor) -> Any:
-    """Rows of an element type that the engine does not know."""
+    """Rows of an element type that the engine does not know, or shall not look at."""
+    if x.dtype in _ELEMENTS:
+        return _View(x.data_ptr(), _UINT8, x.shape, x.stride())
     if x.dim() != 2 or (x.stride(1) != 1 and x.shape[1] > 1):
         raise DISPATCH.refuse("x", f"shape {list(x.shape)} with strides {list(x.stride())}", "2 dimensions, rows without gaps")
     size = x.element_size()
-    return _View(x.data_ptr(), _CODES["uint8"], (x.shape[0], x.shape[1] * size), (x.stride(0) * size, 1))
+    return _View(x.data_ptr(), _UINT8, (x.shape[0], x.shape[1] * size), (x.stride(0) * size, 1))
 
 
 class Payload:
     """x and its scales: views of them, and outputs of the same kind."""
 
-    __slots__ = ("x", "scales", "x_view", "scales_view", "code", "device")
+    __slots__ = ("x", "scales", "x_view", "scales_view", "as_bytes", "device")
 
     def __init__(self, x: Any, device: int = -1) -> None:
         scales = None
@@ -91,40 +91,41 @@ class Payload:
         self.scales = scales
         self.device = device
         self.scales_view = optional_view("dispatch", "scales", scales, device)
-        self.code = _ELEMENTS.get(x.dtype)
-        if x.dtype == torch.float8_e4m3fn and scales is None:
-            self.code = _CODES["uint8"]  # V1 moves rows without looking at them; the engine would miss the scales
-        elsewhere = x.get_device() != device or (device < 0 and not x.is_cpu)
-        if elsewhere or x.layout is not torch.strided or not 0 < x.dim() <= 4:
-            self.x_view = view("dispatch", "x", x, device)  # says what is wrong
-        elif self.code is not None:
-            self.x_view = _View(x.data_ptr(), self.code, x.shape, x.stride())
-        else:
+        # V1 moves rows without looking at them: of FP8 rows without scales the engine would miss those.
+        self.as_bytes = x.dtype not in _ELEMENTS or (scales is None and x.dtype == torch.float8_e4m3fn)
+        elsewhere = self.as_bytes and (x.get_device() != device or (device < 0 and not x.is_cpu))
+        if self.as_bytes and not elsewhere and x.layout is torch.strided and 0 < x.dim() <= 4:
             self.x_view = _bytes_of(x)
+        else:
+            self.x_view = view("dispatch", "x", x, device)  # says what is wrong
 
-    def outputs(self, engine: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor], Any]:
-        """Rows in the window where there is room, as the engine makes them; what it does not know as elements, elsewhere."""
+    def outputs(self, engine: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor]]:
+        """Rows in the window where there is room, as the engine makes them; what it does not know as elements, elsewhere. The
+        second is the first as the engine sees it."""
         x, scales = self.x, self.scales
         hidden = x.shape[-1]
-        known = self.code is not None and x.dim() == 2 and (scales is None or scales.dim() == 2)
+        out_scales = None
         if engine._gpu is not None:
             make = engine._gpu.rows if in_window else engine._gpu.new
             out = make((num_rows, hidden), x.dtype)
-            out_scales = None if scales is None else make((num_rows, *scales.shape[1:]), scales.dtype)
-        elif in_window and known and (scales is None or scales.element_size() == 4):
+            if scales is not None:
+                out_scales = make((num_rows, *scales.shape[1:]), scales.dtype)
+        elif in_window and self._engine_makes():
             names = _TORCH.name_of
             out, out_scales, *_ = engine._rows(_TORCH, num_rows, hidden, names[x.dtype],
                                                0 if scales is None else scales.shape[1],
                                                "" if scales is None else names[scales.dtype])
         else:
-            out, out_scales = _TORCH.new((num_rows, hidden), x.dtype), None
+            out = _TORCH.new((num_rows, hidden), x.dtype)
         if scales is not None and out_scales is None:
-            out_scales = torch.empty((num_rows, *scales.shape[1:]), dtype=scales.dtype, device=_CPU)
-        if self.code is not None:
-            out_view = _View(out.data_ptr(), self.code, (num_rows, hidden))
-        else:
-            out_view = _View(out.data_ptr(), _CODES["uint8"], (num_rows, hidden * x.element_size()))
-        return out, out_view, out_scales, optional_view("dispatch", "recv_scales", out_scales, self.device)
+            out_scales = _TORCH.new((num_rows, *scales.shape[1:]), scales.dtype)
+        return out, _bytes_of(out) if self.as_bytes else out, out_scales
+
+    def _engine_makes(self) -> bool:
+        x, scales = self.x, self.scales
+        if x.dtype not in _ELEMENTS or x.dim() != 2:
+            return False
+        return scales is None or (scales.dim() == 2 and scales.element_size() == 4)
 
 
 def must_be_cached(topk_idx: Any, topk_weights: Any) -> None:
@@ -150,9 +151,9 @@ class Send:
         engine = self.engine
         native, num_rows = handle_of(DISPATCH, engine, handle)
         payload = Payload(x)
-        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, [], out_view, out_scales_view,
-                                        None, None, [], 0, 0.0, self.num_sms, self.after, not self.async_finish)
+        out, out_view, out_scales = payload.outputs(engine, num_rows, self.in_window)
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, (), out_view, out_scales, None,
+                                        None, (), 0, 0.0, self.num_sms, self.after, not self.async_finish)
         if self.async_finish:
             engine._hold(event, (x, out, out_scales, native))
         received = out if out_scales is None else (out, out_scales)
@@ -170,16 +171,13 @@ class Send:
         native = engine._native.route(pairs.shape[0], top_k, ids_view, view("dispatch", "is_token_in_rank", token_in_rank),
                                       view("dispatch", "num_tokens_per_expert", pairs), 0, 0.0, self.after, True)
         num_rows = num_worst_tokens or native.num_rows()
-        out, out_view, out_scales, out_scales_view = payload.outputs(engine, num_rows, self.in_window)
-        out_ids = out_weights = out_ids_view = out_weights_view = None
+        out, out_view, out_scales = payload.outputs(engine, num_rows, self.in_window)
+        out_ids = out_weights = None
         if topk_idx is not None and topk_weights is not None:
-            out_ids = torch.empty(num_rows, top_k, dtype=topk_idx.dtype, device=_CPU)
-            out_ids_view = view("dispatch", "recv_topk_idx", out_ids)
-            out_weights = torch.empty(num_rows, top_k, dtype=topk_weights.dtype, device=_CPU)
-            out_weights_view = view("dispatch", "recv_topk_weights", out_weights)
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, [], out_view,
-                                        out_scales_view, out_ids_view, out_weights_view, [], 0, 0.0, self.num_sms, [],
-                                        not self.async_finish)
+            out_ids = _TORCH.new((num_rows, top_k), topk_idx.dtype)
+            out_weights = _TORCH.new((num_rows, top_k), topk_weights.dtype)
+        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, (), out_view,
+                                        out_scales, out_ids, out_weights, (), 0, 0.0, self.num_sms, [], not self.async_finish)
         if self.async_finish:
             engine._hold(event, (x, topk_idx, topk_weights, out, out_scales, out_ids, out_weights, native))
         counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
@@ -233,10 +231,9 @@ def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor],
     out = _TORCH.new((num_tokens, *x.shape[1:]), x.dtype)
     out_weights = None
     if topk_weights is not None:
-        out_weights = torch.empty((num_tokens, *topk_weights.shape[1:]), dtype=topk_weights.dtype, device=_CPU)
+        out_weights = _TORCH.new((num_tokens, *topk_weights.shape[1:]), topk_weights.dtype)
     event = engine._native.combine(native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0),
-                                   optional_view("combine", "bias[1]", bias_1), view("combine", "combined_x", out),
-                                   optional_view("combine", "combined_topk_weights", out_weights), 0, 0.0, num_sms, after,
+                                   optional_view("combine", "bias[1]", bias_1), out, out_weights, 0, 0.0, num_sms, after,
                                    not async_finish)
     if async_finish:
         engine._hold(event, (x, topk_weights, bias_0, bias_1, out, out_weights, native))

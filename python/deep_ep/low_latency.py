@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Callable, Optional, Tuple
 
 import torch
-from anyep import LowLatency, Slabs, StateError
+from anyep import LowLatency, StateError
 from anyep.arrays import view
 
 from .calls import Method
@@ -49,19 +48,25 @@ def wire_of(use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> str:
     return "ue8m0"
 
 
-#: Where operations of CPU ranks run: with no stream of their own.
-HERE = contextlib.nullcontext()
-
-
-def finish(method: Method, place: Optional[Place], sent: LowLatency, async_finish: bool, return_recv_hook: bool,
-           inputs: Tuple[Any, ...], outputs: Tuple[Any, ...]) -> Tuple[EventOverlap, Optional[Callable[[], None]]]:
-    if return_recv_hook:
-        return EventOverlap(None), _hook(_RECEIVE[method is DISPATCH], sent)
-    if place is not None:
-        return place.finish(method, sent.event, inputs, outputs), None
-    if async_finish and sent.event is not None:
-        return EventOverlap(EventHandle._of(sent.event, method)), None
-    return EventOverlap(None), None
+def run(method: Method, runtime: Any, send: Callable[..., Any], arguments: Tuple[Any, ...], inputs: Tuple[Any, ...],
+        async_finish: bool, return_recv_hook: bool) -> Tuple[Any, EventOverlap, Optional[Callable[[], None]]]:
+    """``send``: _low_latency_dispatch or _low_latency_combine of the engine. Its outputs, the event and the hook."""
+    engine = runtime.engine
+    if not async_finish:
+        result, done, stream = send(*arguments)
+        if not return_recv_hook:
+            return result, EventOverlap(None), None
+        sent = LowLatency(engine, result, done, (inputs, result), True, False, stream)
+        return result, EventOverlap(None), _hook(_RECEIVE[method is DISPATCH], sent)
+    if engine.device < 0:
+        result, event, _ = send(*arguments)
+        engine._hold(event, (inputs, result))
+        return result, EventOverlap(EventHandle._of(event, method)), None
+    place = Place(runtime, None, True, False)
+    with place:
+        result, event, _ = send(*arguments)
+    outputs = (result,) if isinstance(result, Tensor) else result
+    return result, place.finish(method, event, inputs, outputs), None
 
 
 def _hook(method: Method, sent: LowLatency) -> Callable[[], None]:
@@ -84,18 +89,9 @@ def _hook(method: Method, sent: LowLatency) -> Callable[[], None]:
     return hook
 
 
-def combine(engine: Any, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Any, use_logfmt: bool, zero_copy: bool,
-            wait: bool, hook: bool, out: Optional[Tensor], waited: Optional[Tensor]) -> LowLatency:
-    known = low_latency_handle(COMBINE, handle)
-    slabs = Slabs(None, None, None, known.source, known.range)
-    return engine.low_latency_combine(x, topk_idx, topk_weights, slabs, known.num_experts, known.max_tokens,
-                                      wire="logfmt" if use_logfmt else "bf16", zero_copy=zero_copy, hook=hook, out=out,
-                                      waited=waited, wait=wait)
-
-
 def combine_buffer(engine: Any, handle: Any) -> Tensor:
-    known = low_latency_handle(COMBINE_BUFFER, handle)
-    return engine.combine_buffer(known.num_experts, known.hidden, known.max_tokens, like=known.source)
+    source, _, max_tokens, hidden, num_experts = low_latency_handle(COMBINE_BUFFER, handle)
+    return engine.combine_buffer(num_experts, hidden, max_tokens, like=source)
 
 
 def query_masks(engine: Any, mask_status: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from anyep import Engine, PeerDeadError, PeerTimeoutError, Tuning, UnsupportedError
@@ -53,6 +53,7 @@ class Runtime:
 
         self.engine: Optional[Engine] = None
         self.entered = threading.Lock()  # by the thread that is inside a method
+        self.calls: Dict[Any, Any] = {}  # of Method.call
         self._num_bytes = (num_nvl_bytes, num_rdma_bytes)
         self._viewed = False
         bootstrap = as_bootstrap(group)
@@ -123,6 +124,7 @@ class Runtime:
     def destroy(self) -> None:
         """Waits for the peers at most the close limit; one that does not come is logged: everything local is released."""
         engine, self.engine = self.engine, None
+        self.calls.clear()
         if engine is None:
             return
         with _DESTROY.call():
@@ -134,6 +136,7 @@ class Runtime:
     def forget(self) -> bool:
         """Local: for the destructor. Was there an engine?"""
         engine, self.engine = self.engine, None
+        self.calls.clear()
         if engine is None:
             return False
         engine.__dict__.pop("_native", None)  # now, though hooks that nobody called may still know the engine

@@ -10,29 +10,13 @@
 #include <unordered_map>
 #include <utility>
 
+#include "dlpack.h"
 #include "native.h"
 
 namespace anyep::python {
 namespace {
 
-// ---- DLPack, as its specification lays it out ----
-
-struct DLTensor {
-  void* data;
-  std::int32_t device_type, device_id;
-  std::int32_t ndim;
-  std::uint8_t code, bits;
-  std::uint16_t lanes;
-  std::int64_t* shape;
-  std::int64_t* strides;
-  std::uint64_t byte_offset;
-};
-
-struct DLManagedTensor {
-  DLTensor tensor;
-  void* context;
-  void (*deleter)(DLManagedTensor*);
-};
+// ---- DLPack ----
 
 struct Managed {
   DLManagedTensor managed{};
@@ -40,7 +24,6 @@ struct Managed {
   std::shared_ptr<const void> owner;
 };
 
-constexpr std::int32_t kDLCuda = 2;
 constexpr const char* kFresh = "dltensor";  // renamed by who takes the tensor over
 
 void set_type(DLTensor& tensor, DType dtype) {

@@ -1,4 +1,5 @@
-// Engine. Arguments come as views, in the order of the C++ structs; engine.py gives them names, defaults and outputs.
+// Engine. Arguments come in the order of the C++ structs, arrays as Views or as they are; engine.py gives them names, defaults and
+// outputs.
 #include <anyep/engine.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -12,8 +13,6 @@
 namespace anyep::python {
 namespace {
 
-using View = const TensorView*;  // None = not given
-
 Engine create(Bootstrap& bootstrap, int device, std::int64_t rows_bytes, std::int64_t low_latency_bytes,
               int max_experts, bool masks, const Tuning& tuning) {
   const Budget budget{rows_bytes, low_latency_bytes, max_experts, masks};
@@ -24,35 +23,50 @@ Engine create(Bootstrap& bootstrap, int device, std::int64_t rows_bytes, std::in
   return Engine::create(budget, topology, tuning, bootstrap);
 }
 
-SharedHandle route(Engine& engine, int num_experts, int top_k, View experts, View ranks, View pairs_per_expert,
-                   std::uintptr_t stream, double timeout_s, std::vector<Event> after, bool wait) {
-  const Routing routing{view_or_none(experts), view_or_none(ranks), view_or_none(pairs_per_expert), {}};
+ArrayReader reader_of(const Engine& engine, const char* op) {
+  return {op, engine.topology().device};
+}
+
+SharedHandle route(Engine& engine, int num_experts, int top_k, nb::handle experts, nb::handle ranks,
+                   nb::handle pairs_per_expert, std::uintptr_t stream, double timeout_s, std::vector<Event> after,
+                   bool wait) {
+  const ArrayReader read = reader_of(engine, "route");
+  const Routing routing{read.optional("experts", experts),
+                        read.optional("ranks", ranks),
+                        read.optional("pairs_per_expert", pairs_per_expert),
+                        {}};
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
+  const nb::gil_scoped_release release;
   return SharedHandle(
       engine.route(shape, routing, stream_ref(stream), make_options(timeout_s, 0, std::move(after), wait)));
 }
 
-Rows rows_of(View x, View scales, View experts, View weights, std::vector<TensorView> extra) {
-  return Rows{view_or_none(x), view_or_none(scales), view_or_none(experts), view_or_none(weights), std::move(extra)};
-}
-
-Event dispatch(Engine& engine, const SharedHandle& handle, View x, View scales, View experts, View weights,
-               std::vector<TensorView> extra, View out_x, View out_scales, View out_experts, View out_weights,
-               std::vector<TensorView> out_extra, std::uintptr_t stream, double timeout_s, int num_sms,
+Event dispatch(Engine& engine, const SharedHandle& handle, nb::handle x, nb::handle scales, nb::handle experts,
+               nb::handle weights, nb::handle extra, nb::handle out_x, nb::handle out_scales, nb::handle out_experts,
+               nb::handle out_weights, nb::handle out_extra, std::uintptr_t stream, double timeout_s, int num_sms,
                std::vector<Event> after, bool wait) {
-  return engine.dispatch(rows_of(x, scales, experts, weights, std::move(extra)), *handle,
-                         rows_of(out_x, out_scales, out_experts, out_weights, std::move(out_extra)), stream_ref(stream),
+  const ArrayReader read = reader_of(engine, "dispatch");
+  const Rows in{read("x", x), read.optional("scales", scales), read.optional("experts", experts),
+                read.optional("weights", weights), read.all("extra", extra)};
+  const Rows out{read("out.x", out_x), read.optional("out.scales", out_scales),
+                 read.optional("out.experts", out_experts), read.optional("out.weights", out_weights),
+                 read.all("out.extra", out_extra)};
+  const nb::gil_scoped_release release;
+  return engine.dispatch(in, *handle, out, stream_ref(stream),
                          make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
-Event combine(Engine& engine, const SharedHandle& handle, View x, View weights, View bias_0, View bias_1, View out_x,
-              View out_weights, std::uintptr_t stream, double timeout_s, int num_sms, std::vector<Event> after,
-              bool wait) {
-  const CombineInput in{view_or_none(x), view_or_none(weights), {view_or_none(bias_0), view_or_none(bias_1)}};
-  return engine.combine(in, *handle, rows_of(out_x, nullptr, nullptr, out_weights, {}), stream_ref(stream),
-                        make_options(timeout_s, num_sms, std::move(after), wait));
+Event combine(Engine& engine, const SharedHandle& handle, nb::handle x, nb::handle weights, nb::handle bias_0,
+              nb::handle bias_1, nb::handle out_x, nb::handle out_weights, std::uintptr_t stream, double timeout_s,
+              int num_sms, std::vector<Event> after, bool wait) {
+  const ArrayReader read = reader_of(engine, "combine");
+  const CombineInput in{
+      read("x", x), read.optional("weights", weights), {read.optional("bias", bias_0), read.optional("bias", bias_1)}};
+  const Rows out{read("out", out_x), {}, {}, read.optional("out_weights", out_weights), {}};
+  const nb::gil_scoped_release release;
+  return engine.combine(in, *handle, out, stream_ref(stream), make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
 OwnedRows make_rows(Engine& engine, std::int64_t num_rows, std::int64_t hidden, int dtype, int num_scales,
@@ -76,40 +90,58 @@ Shape low_latency_shape(int num_experts, int top_k, std::int64_t hidden, std::in
   return Shape{num_experts, top_k, hidden, max_tokens, DType::kBF16, 0};
 }
 
-Pending low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
-                             const TensorView& x, const TensorView& experts, View out_x, View out_scales,
-                             View out_counts, View out_source, View out_range, View received, View waited, int wire,
-                             bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
-                             std::vector<Event> after, bool wait) {
-  LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
-  options.round_scale = round_scale;
-  options.received = view_or_none(received);
-  options.waited = view_or_none(waited);
-  Routing routing;
-  routing.experts = experts;
-  const ExpertSlabs out{view_or_none(out_x), view_or_none(out_scales), view_or_none(out_counts),
-                        view_or_none(out_source), view_or_none(out_range)};
-  return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), x, routing, out,
-                                     stream_ref(stream), options);
+/// The hook of an operation, or its event where there is none.
+nb::object hook_or_event(Pending pending, bool hook) {
+  return hook ? nb::cast(std::move(pending)) : nb::cast(pending.receive());
 }
 
-Pending low_latency_combine(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
-                            const TensorView& x, const TensorView& source, const TensorView& range,
-                            const TensorView& experts, const TensorView& weights, const TensorView& out, View waited,
-                            int wire, bool zero_copy, bool hook, std::uintptr_t stream, double timeout_s,
-                            std::vector<Event> after, bool wait) {
+nb::object low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden,
+                                std::int64_t max_tokens, nb::handle x, nb::handle experts, nb::handle out_x,
+                                nb::handle out_scales, nb::handle out_counts, nb::handle out_source,
+                                nb::handle out_range, nb::handle received, nb::handle waited, int wire,
+                                bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
+                                std::vector<Event> after, bool wait) {
+  const ArrayReader read = reader_of(engine, "low_latency_dispatch");
+  const TensorView tokens = read("x", x);
+  Routing routing;
+  routing.experts = read("experts", experts);
+  const ExpertSlabs out{read("out.x", out_x), read.optional("out.scales", out_scales), read("out.counts", out_counts),
+                        read("out.source", out_source), read("out.range", out_range)};
+  LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
+  options.round_scale = round_scale;
+  options.received = read.optional("received", received);
+  options.waited = read.optional("waited", waited);
+  const auto run = [&] {
+    const nb::gil_scoped_release release;
+    return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), tokens, routing, out,
+                                       stream_ref(stream), options);
+  };
+  return hook_or_event(run(), hook);
+}
+
+nb::object low_latency_combine(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
+                               nb::handle x, nb::handle source, nb::handle range, nb::handle experts,
+                               nb::handle weights, nb::handle out, nb::handle waited, int wire, bool zero_copy,
+                               bool hook, std::uintptr_t stream, double timeout_s, std::vector<Event> after,
+                               bool wait) {
+  const ArrayReader read = reader_of(engine, "low_latency_combine");
+  ExpertSlabs in;
+  in.x = read("x", x);
+  in.source = read("slabs.source", source);
+  in.range = read("slabs.range", range);
+  Routing routing;
+  routing.experts = read("experts", experts);
+  routing.weights = read("weights", weights);
+  const TensorView sums = read("out", out);
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.zero_copy = zero_copy;
-  options.waited = view_or_none(waited);
-  Routing routing;
-  routing.experts = experts;
-  routing.weights = weights;
-  ExpertSlabs in;
-  in.x = x;
-  in.source = source;
-  in.range = range;
-  return engine.low_latency_combine(low_latency_shape(num_experts, top_k, hidden, max_tokens), in, routing, out,
-                                    stream_ref(stream), options);
+  options.waited = read.optional("waited", waited);
+  const auto run = [&] {
+    const nb::gil_scoped_release release;
+    return engine.low_latency_combine(low_latency_shape(num_experts, top_k, hidden, max_tokens), in, routing, sums,
+                                      stream_ref(stream), options);
+  };
+  return hook_or_event(run(), hook);
 }
 
 Memory memory_of(Engine& engine, const TensorView& view) {
@@ -117,13 +149,17 @@ Memory memory_of(Engine& engine, const TensorView& view) {
 }
 
 /// This rank's own routing, without any exchange, into the caller's tensors.
-void layout(Engine& engine, int num_experts, int top_k, const TensorView& experts, const TensorView& tokens_per_rank,
-            const TensorView& pairs_per_expert, const TensorView& token_in_rank, std::uintptr_t stream) {
+void layout(Engine& engine, int num_experts, int top_k, nb::handle experts, nb::handle out_tokens, nb::handle out_pairs,
+            nb::handle out_ranks, std::uintptr_t stream) {
+  const ArrayReader read = reader_of(engine, "layout");
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
   Routing routing;
-  routing.experts = experts;
+  routing.experts = read("experts", experts);
+  const TensorView tokens_per_rank = read("out", out_tokens), pairs_per_expert = read("out", out_pairs),
+                   token_in_rank = read("out", out_ranks);
+  const nb::gil_scoped_release release;
   if (engine.topology().device >= 0) {
     engine.layout(shape, routing, {tokens_per_rank, pairs_per_expert, token_in_rank}, stream_ref(stream));
     return;
@@ -155,15 +191,15 @@ void bind_engine(nb::module_& module) {
   nb::class_<Engine>(module, "Engine")
       .def("route", &route, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts").none(),
            nb::arg("ranks").none(), nb::arg("pairs_per_expert").none(), nb::arg("stream"), nb::arg("timeout_s"),
-           nb::arg("after"), nb::arg("wait"), WithoutGil())
+           nb::arg("after"), nb::arg("wait"))
       .def("dispatch", &dispatch, nb::arg("handle"), nb::arg("x").none(), nb::arg("scales").none(),
            nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"), nb::arg("out_x").none(),
            nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
            nb::arg("out_extra"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"),
-           nb::arg("wait"), WithoutGil())
+           nb::arg("wait"))
       .def("combine", &combine, nb::arg("handle"), nb::arg("x").none(), nb::arg("weights").none(),
            nb::arg("bias_0").none(), nb::arg("bias_1").none(), nb::arg("out_x").none(), nb::arg("out_weights").none(),
-           nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"), WithoutGil())
+           nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"))
       .def("make_rows", &make_rows, nb::arg("num_rows"), nb::arg("hidden"), nb::arg("dtype"), nb::arg("num_scales"),
            nb::arg("stream") = 0)
       .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
@@ -171,11 +207,11 @@ void bind_engine(nb::module_& module) {
            nb::arg("out_scales").none(), nb::arg("out_counts").none(), nb::arg("out_source").none(),
            nb::arg("out_range").none(), nb::arg("received").none(), nb::arg("waited").none(), nb::arg("wire"),
            nb::arg("round_scale"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"),
-           nb::arg("wait"), WithoutGil())
+           nb::arg("wait"))
       .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
            nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("experts"),
            nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"), nb::arg("zero_copy"),
-           nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"), WithoutGil())
+           nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"))
       .def(
           "combine_buffer",
           [](Engine& engine, int num_experts, std::int64_t hidden, std::int64_t max_tokens) {
@@ -190,7 +226,7 @@ void bind_engine(nb::module_& module) {
           },
           nb::arg("low_latency"), nb::arg("offset"), nb::arg("bytes"))
       .def("layout", &layout, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts"), nb::arg("tokens_per_rank"),
-           nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), nb::arg("stream"), WithoutGil())
+           nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), nb::arg("stream"))
       .def("adopt", &adopt, nb::arg("rows_until"), nb::arg("place"), nb::arg("source"), nb::arg("tokens"),
            nb::arg("stream"))
       .def(

@@ -31,6 +31,24 @@ void copy_arrays(const SharedHandle& handle, const TensorView* rows_until, const
   copy(handle->tokens(), tokens, "tokens: dense int32 [num_ranks] is needed");
 }
 
+/// The tensors 0, 1, 3 and 5 of a V1 handle (specification 9.1), where the host has the arrays. Waits for the route.
+void copy_v1(const SharedHandle& handle, nb::handle prefix, nb::handle tokens, nb::handle source, nb::handle place) {
+  const ArrayReader read("copy_v1", -1);
+  const TensorView matrix = read("prefix", prefix), tokens_out = read("tokens", tokens),
+                   source_out = read("source", source), place_out = read("place", place);
+  const nb::gil_scoped_release release;
+  const TensorView rows_until = handle->rows_until();
+  const std::int64_t ranks = rows_until.num_elements();
+  if (matrix.dtype != DType::kI32 || !matrix.is_dense() || matrix.num_elements() != ranks * ranks) {
+    throw nb::value_error("prefix: dense int32 [num_ranks, num_ranks] is needed");
+  }
+  std::fill_n(matrix.as<std::int32_t>(), ranks * ranks, 0);
+  for (std::int64_t from = 0; from < ranks; ++from) {
+    matrix.as<std::int32_t>()[from * ranks + handle->rank()] = rows_until.as<std::int32_t>()[from];
+  }
+  copy_arrays(handle, nullptr, &place_out, &source_out, &tokens_out);
+}
+
 SharedHandle adopt(int num_ranks, int rank, const TensorView& rows_until, const TensorView& place,
                    const TensorView& source, const TensorView& tokens) {
   return SharedHandle(Handle::adopt(num_ranks, rank, {rows_until, place, source, tokens}));
@@ -120,6 +138,7 @@ void bind_handle(nb::module_& module) {
            [](const SharedHandle& handle) {
              return nb::make_tuple(handle->rows_until(), handle->place(), handle->source(), handle->tokens());
            })
+      .def("copy_v1", &copy_v1, nb::arg("prefix"), nb::arg("tokens"), nb::arg("source"), nb::arg("place"))
       .def("take_v1", &take_v1, nb::arg("device"), nb::arg("num_rows"))
       .def("copy_arrays", &copy_arrays, nb::arg("rows_until").none(), nb::arg("place").none(), nb::arg("source").none(),
            nb::arg("tokens").none(), WithoutGil());

@@ -8,12 +8,14 @@ NB_MODULE(_native, module) {
   nb::set_leak_warnings(false);
   bind_error(module);
   bind_types(module);
+  bind_arrays(module);
   bind_config(module);
   bind_bootstrap(module);
   bind_plan(module);
   bind_recycle(module);
   bind_event(module);
   bind_handle(module);
+  bind_shown(module);
   bind_engine(module);
   bind_device(module);
   bind_workload(module);

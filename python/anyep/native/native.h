@@ -20,12 +20,14 @@ namespace nb = nanobind;
 
 void bind_error(nb::module_& module);
 void bind_types(nb::module_& module);
+void bind_arrays(nb::module_& module);
 void bind_config(nb::module_& module);
 void bind_bootstrap(nb::module_& module);
 void bind_plan(nb::module_& module);
 void bind_recycle(nb::module_& module);
 void bind_event(nb::module_& module);
 void bind_handle(nb::module_& module);
+void bind_shown(nb::module_& module);
 void bind_engine(nb::module_& module);
 void bind_device(nb::module_& module);
 void bind_workload(nb::module_& module);
@@ -45,10 +47,22 @@ struct SharedHandle {
   std::shared_ptr<const Handle> state;
 };
 
-/// An argument that may be None.
-inline TensorView view_or_none(const TensorView* view) {
-  return view != nullptr ? *view : TensorView{};
-}
+/// Reads the arguments of one call that are arrays; a View is taken as it is.
+class ArrayReader {
+ public:
+  /// `op`: what messages begin with. `device`: where arrays must lie, -1 = memory of the CPU.
+  ArrayReader(const char* op, int device) : op_(op), device_(device) {}
+  /// @throws what arrays.py's view() raises.
+  TensorView operator()(const char* name, nb::handle array) const;
+  TensorView optional(const char* name, nb::handle array) const {
+    return array.is_none() ? TensorView{} : (*this)(name, array);
+  }
+  std::vector<TensorView> all(const char* name, nb::handle arrays) const;
+
+ private:
+  const char* op_;
+  int device_;
+};
 
 /// Streams come as numbers, those of torch: 0 is the legacy default stream, which the C++ interface of CPU ranks knows as
 /// "none" and the CUDA runtime by this handle as well.

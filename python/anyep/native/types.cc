@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "dlpack.h"
 #include "native.h"
 
 namespace anyep::python {
@@ -32,11 +33,56 @@ void make_view(TensorView* self, std::uintptr_t address, int dtype, nb::handle s
   if (!strides.is_none()) self->strides = extents_of(strides);
 }
 
-/// The element type of a DLPack tensor; none where this library has no such type.
-std::optional<DType> dtype_of(nb::dlpack::dtype type) {
+/// A view of an array that nanobind understands (numpy, buffer protocol, DLPack). `dtype` >= 0 gives the elements another
+/// name of the same size. The caller keeps the array alive.
+template <class Array>
+TensorView view_of(const Array& array, int dtype, int device) {
+  if (device < 0 && array.device_type() != nb::device::cpu::value) {
+    throw nb::value_error("a tensor in the memory of the CPU is needed; this one is on another device");
+  }
+  if (device >= 0 && (array.device_type() != nb::device::cuda::value || array.device_id() != device)) {
+    throw nb::value_error("a tensor on the engine's GPU is needed; this one is on another device");
+  }
+  TensorView view;
+  view.data = const_cast<void*>(static_cast<const void*>(array.data()));
+  const nb::dlpack::dtype type = array.dtype();
+  const std::optional<DType> own = dtype_of_dlpack(type.code, type.bits, type.lanes);
+  if (dtype < 0 && !own) throw nb::type_error("its element type is none of anyep's; name one with anyep.Typed");
+  view.dtype = dtype < 0 ? *own : static_cast<DType>(dtype);
+  if (size_of(view.dtype) * 8 != static_cast<std::size_t>(array.dtype().bits) * array.dtype().lanes) {
+    throw nb::type_error("the named element type has another size than the array's elements");
+  }
+  if (array.ndim() == 0 || array.ndim() > Extents::kMaxDims) {
+    throw nb::value_error("a tensor of 1 to 4 dimensions is needed");
+  }
+  view.shape.dims = view.strides.dims = static_cast<int>(array.ndim());
+  for (int dim = 0; dim < view.shape.dims; ++dim) {
+    view.shape[dim] = static_cast<std::int64_t>(array.shape(static_cast<std::size_t>(dim)));
+    view.strides[dim] = array.stride(static_cast<std::size_t>(dim));
+  }
+  return view;
+}
+
+nb::tuple tuple_of(const Extents& extents) {
+  PyObject* const values = PyTuple_New(extents.dims);
+  if (values == nullptr) throw nb::python_error();
+  for (int dim = 0; dim < extents.dims; ++dim) PyTuple_SET_ITEM(values, dim, PyLong_FromLongLong(extents[dim]));
+  return nb::steal<nb::tuple>(values);
+}
+
+int memory_buffer(PyObject* self, Py_buffer* buffer, int flags) {
+  const Memory* memory = nb::inst_ptr<Memory>(self);
+  return PyBuffer_FillInfo(buffer, self, memory->data, static_cast<Py_ssize_t>(memory->bytes), 0, flags);
+}
+
+PyType_Slot memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(memory_buffer)}, {0, nullptr}};
+
+}  // namespace
+
+std::optional<DType> dtype_of_dlpack(int code, int bits, int lanes) {
   constexpr int kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6, kFloat8E4M3FN = 10;
-  if (type.lanes != 1) return std::nullopt;
-  switch (type.code * 256 + type.bits) {
+  if (lanes != 1) return std::nullopt;
+  switch (code * 256 + bits) {
     case kBool * 256 + 8:
       return DType::kBool;
     case kUInt * 256 + 8:
@@ -63,50 +109,6 @@ std::optional<DType> dtype_of(nb::dlpack::dtype type) {
       return std::nullopt;
   }
 }
-
-/// A view of an array that nanobind understands (numpy, buffer protocol, DLPack). `dtype` >= 0 gives the elements another
-/// name of the same size. The caller keeps the array alive.
-template <class Array>
-TensorView view_of(const Array& array, int dtype, int device) {
-  if (device < 0 && array.device_type() != nb::device::cpu::value) {
-    throw nb::value_error("a tensor in the memory of the CPU is needed; this one is on another device");
-  }
-  if (device >= 0 && (array.device_type() != nb::device::cuda::value || array.device_id() != device)) {
-    throw nb::value_error("a tensor on the engine's GPU is needed; this one is on another device");
-  }
-  TensorView view;
-  view.data = const_cast<void*>(static_cast<const void*>(array.data()));
-  const std::optional<DType> own = dtype_of(array.dtype());
-  if (dtype < 0 && !own) throw nb::type_error("its element type is none of anyep's; name one with anyep.Typed");
-  view.dtype = dtype < 0 ? *own : static_cast<DType>(dtype);
-  if (size_of(view.dtype) * 8 != static_cast<std::size_t>(array.dtype().bits) * array.dtype().lanes) {
-    throw nb::type_error("the named element type has another size than the array's elements");
-  }
-  if (array.ndim() == 0 || array.ndim() > Extents::kMaxDims) {
-    throw nb::value_error("a tensor of 1 to 4 dimensions is needed");
-  }
-  view.shape.dims = view.strides.dims = static_cast<int>(array.ndim());
-  for (int dim = 0; dim < view.shape.dims; ++dim) {
-    view.shape[dim] = static_cast<std::int64_t>(array.shape(static_cast<std::size_t>(dim)));
-    view.strides[dim] = array.stride(static_cast<std::size_t>(dim));
-  }
-  return view;
-}
-
-nb::tuple tuple_of(const Extents& extents) {
-  nb::list values;
-  for (int dim = 0; dim < extents.dims; ++dim) values.append(extents[dim]);
-  return nb::tuple(values);
-}
-
-int memory_buffer(PyObject* self, Py_buffer* buffer, int flags) {
-  const Memory* memory = nb::inst_ptr<Memory>(self);
-  return PyBuffer_FillInfo(buffer, self, memory->data, static_cast<Py_ssize_t>(memory->bytes), 0, flags);
-}
-
-PyType_Slot memory_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(memory_buffer)}, {0, nullptr}};
-
-}  // namespace
 
 void bind_types(nb::module_& module) {
   nb::dict dtypes;
