@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import threading
 from typing import Any, Iterator, Optional, Tuple
 
 from . import _native
@@ -15,7 +16,9 @@ from .errors import CapacityError, UnsupportedError, argument_error
 logger = logging.getLogger("anyep")
 
 _UINT8 = code_of("uint8")
-_allocator: Any = None  # one for the process: torch keeps no reference to it, and frees what it gave at any time
+# One for the process: torch keeps no reference to it, and frees what it gave at any time. Making it lets other threads run.
+_allocator: Any = None
+_making_allocator = threading.Lock()
 
 
 class Gpu(TorchLibrary):
@@ -150,8 +153,9 @@ class WindowPool:
             return False
         try:
             with torch.cuda.device(self._device):
-                if _allocator is None:
-                    _allocator = memory.CUDAPluggableAllocator(_native.__file__, _native.ALLOCATE, _native.FREE)
+                with _making_allocator:
+                    if _allocator is None:
+                        _allocator = memory.CUDAPluggableAllocator(_native.__file__, _native.ALLOCATE, _native.FREE)
                 self._pool = torch.cuda.MemPool(_allocator.allocator())
         except (RuntimeError, OSError, AttributeError, TypeError) as error:
             self._usable = False

@@ -110,6 +110,7 @@ def with_scales(me):
 def cached(me):
     everything = batch(me, 4)
     x, ids, weights, counts, handle, _ = send(me, everything)
+    kept = [tensor.clone() for tensor in handle]
     for form in (handle, list(handle), tuple(tensor.clone() for tensor in handle),
                  tuple(tensor.cpu().to(me.device) for tensor in handle)):
         more = everything[me.rank].x * 2
@@ -117,6 +118,8 @@ def cached(me):
         assert again[1:5] == (None, None, None, None)
         assert_bits(again[0], x * 2, "cached recv_x")
         check_combined(me, everything, me.buffer.combine(x, form))
+    for index, (tensor, before) in enumerate(zip(handle, kept)):
+        assert_bits(tensor, before, f"handle[{index}] after its use")
     mine = everything[me.rank].x
     bias = torch.ones_like(mine)
     got, _, _ = me.buffer.combine(x, handle, bias=(bias, None))
