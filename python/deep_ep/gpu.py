@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Optional, Tuple
 
 import torch
-from anyep import UnsupportedError, _native
+from anyep import Engine, UnsupportedError, _native
 from anyep.arrays import optional_view, view
 
 from .calls import Method
@@ -17,6 +17,7 @@ from .streams import Place
 Tensor = torch.Tensor
 _View = _native.View
 _INT32 = _native.DTYPES["int32"][0]
+_layout = Engine.layout.__wrapped__  # type: ignore[attr-defined]  # on the current stream
 _from_dlpack = getattr(torch._C, "_from_dlpack", torch.utils.dlpack.from_dlpack)
 
 
@@ -30,7 +31,7 @@ def place_of(method: Method, runtime: Any, previous_event: Previous, async_finis
 def layout(method: Method, engine: Any, place: Place, topk_idx: Tensor, num_experts: int
            ) -> Tuple[Tensor, None, Tensor, Tensor, EventOverlap]:
     with place:
-        counts, pairs, token_in_rank = engine.layout(topk_idx, num_experts)
+        counts, pairs, token_in_rank = _layout(engine, topk_idx, num_experts)
         event = None
         if place._context is not None:
             event = torch.cuda.Event()

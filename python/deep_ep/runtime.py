@@ -140,6 +140,7 @@ class Runtime:
         if engine is None:
             return False
         engine.__dict__.pop("_native", None)  # now, though hooks that nobody called may still know the engine
+        engine._gpu = None  # which knows it too
         engine._sends.clear()
         engine._shown.clear()
         return True
