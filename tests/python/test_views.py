@@ -56,8 +56,6 @@ def test_torch_without_the_c_function():
 import torch
 torch.Tensor.__dlpack_c_exchange_api__ = None
 import anyep
-from anyep import _native
-_native.read_torch = None  # would be called
 x, ids = torch.ones(3, 16), torch.zeros(3, 1, dtype=torch.int64)
 with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
     handle = engine.route(ids, 2)

@@ -46,11 +46,11 @@ nb::object optional_view(nb::handle op, nb::handle name, nb::handle array, int d
   return array.is_none() ? nb::none() : view(op, name, array, device);
 }
 
-/// The table of version 1, the first with this layout, of a chain that begins with the latest.
+/// The table of version 1, the first with this layout, of a chain that begins with the latest; null: there is none.
 const DLExchange* exchange_of(nb::handle capsule) {
-  const void* const latest = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
-  if (latest == nullptr) throw nb::python_error();
-  const auto* table = static_cast<const DLExchange*>(latest);
+  constexpr const char* kName = "dlpack_exchange_api";
+  if (!PyCapsule_IsValid(capsule.ptr(), kName)) return nullptr;
+  const auto* table = static_cast<const DLExchange*>(PyCapsule_GetPointer(capsule.ptr(), kName));
   while (table != nullptr && table->version.major != 1) table = table->previous;
   return table;
 }
@@ -83,7 +83,8 @@ void bind_arrays(nb::module_& module) {
         read_tensor = exchange->tensor_from_object;
         tensor_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
       },
-      nb::arg("type"), nb::arg("exchange"), "From now on view() reads tensors of exactly this type.");
+      nb::arg("type"), nb::arg("exchange").none(),
+      "From now on view() reads tensors of exactly this type, where it has such functions.");
   module.def(
       "view", &view, nb::arg("op"), nb::arg("name"), nb::arg("array").none(), nb::arg("device") = -1,
       "The memory of an array. TypeError: not an array; ArgumentError: not on `device`, an element type that anyep "
