@@ -316,7 +316,7 @@ class Engine:
             raise argument_error(op, "x", f"tensor of shape {list(shape)}", "2 dimensions")
         hidden = shape[1]
         if out is None:
-            out = self._new_slabs(self._library(x), num_experts, hidden, max_tokens, wire)
+            out = self._new_slabs(self._library(x), num_experts, experts_view.shape[-1], hidden, max_tokens, wire)
         stream = self._stream()
         done = self._native.low_latency_dispatch(num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, experts_view,
                                                  *out, received, waited, WIRES[wire], round_scale, hook, stream, timeout_s,
@@ -325,7 +325,7 @@ class Engine:
             _forward_log()
         return out, done, stream
 
-    def _new_slabs(self, library: Any, num_experts: int, hidden: int, max_tokens: int, wire: str) -> Slabs:
+    def _new_slabs(self, library: Any, num_experts: int, top_k: int, hidden: int, max_tokens: int, wire: str) -> Slabs:
         base, rest = divmod(max(num_experts, 0), self.num_ranks)
         experts = base + (self.rank < rest)
         rows = self.num_ranks * max(max_tokens, 0)
@@ -334,8 +334,9 @@ class Engine:
         if wire != "bf16":
             columns, dtype = (-(-hidden // 128), "float32") if wire == "fp8" else (-(-hidden // 512), "int32")
             scales = library.empty_swapped((experts, rows, columns), dtype)
+        table = library.empty((self.num_ranks, max(max_tokens, 0), top_k), "int32") if self.device >= 0 else None
         return Slabs(x, scales, library.empty((experts,), "int32"), library.empty((experts, rows), "int32"),
-                     library.empty((experts, self.num_ranks), "int64"))
+                     library.empty((experts, self.num_ranks), "int64"), table)
 
     @on_stream
     def low_latency_combine(self, x: Any, experts: Any, weights: Any, slabs: Slabs, num_experts: int, max_tokens: int, *,
@@ -347,20 +348,20 @@ class Engine:
         Args:
             x: [L, S, hidden] bfloat16, rows where dispatch put them; with zero_copy its memory is ``combine_buffer()``.
             experts, weights: as given to dispatch, [num_tokens, top_k] global ids and float32.
-            slabs: what dispatch returned; ``source`` and ``range`` are used.
+            slabs: what dispatch returned; ``source``, ``range`` and ``rows`` are used.
             wire: "bf16" or "logfmt" (10 bits; hidden a multiple of 128; not with zero_copy).
             out: [num_tokens, hidden] bfloat16; default: new.
         """
         device = self.device
         wait = device < 0 if wait is None else wait
-        out, done, stream = self._low_latency_combine(x, experts, weights, slabs.source, slabs.range, num_experts, max_tokens, wire,
+        out, done, stream = self._low_latency_combine(x, experts, weights, slabs[3:], num_experts, max_tokens, wire,
                                                       zero_copy, hook, out, waited, timeout_s, after, wait)
         return LowLatency(self, out, done, (x, experts, weights, slabs, out, waited), hook, wait, stream)
 
-    def _low_latency_combine(self, x: Any, experts: Any, weights: Any, source: Any, range: Any, num_experts: int,
+    def _low_latency_combine(self, x: Any, experts: Any, weights: Any, origin: Tuple[Any, Any, Any], num_experts: int,
                              max_tokens: int, wire: str, zero_copy: bool, hook: bool, out: Any, waited: Any, timeout_s: float,
                              after: Any, wait: bool) -> Tuple[Any, Any, int]:
-        """The sums, what receives with ``hook``, else the event, and the stream."""
+        """The sums, what receives with ``hook``, else the event, and the stream. ``origin``: source, range and rows of slabs."""
         op, device = "low_latency_combine", self.device
         x_view = view(op, "x", x, device)
         experts_view = view(op, "experts", experts, device)
@@ -371,7 +372,7 @@ class Engine:
         if out is None:
             out = self._library(x).empty((choices[0], hidden), "bfloat16")
         stream = self._stream()
-        done = self._native.low_latency_combine(num_experts, choices[-1], hidden, max_tokens, x_view, source, range, experts_view,
+        done = self._native.low_latency_combine(num_experts, choices[-1], hidden, max_tokens, x_view, *origin, experts_view,
                                                 weights, out, waited, WIRES[wire], zero_copy, hook, stream, timeout_s, list(after), wait)
         if _log_waits():
             _forward_log()

@@ -38,6 +38,9 @@ class Slabs(NamedTuple):
     counts: Any  #: [L] int32: valid leading rows of each expert; all other rows are garbage
     source: Any  #: [L, S] int32: the row's token on its source rank
     range: Any  #: [L, R] int64: (begin << 32) | count of each source's rows
+    #: On GPUs, optional: [R, max_tokens, top_k] int32, where each choice lies: (local expert << 16) | row, -1 = not here. With it
+    #: combine is one kernel shorter.
+    rows: Any = None
 
 
 def ordinary_rows(library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int, scales_dtype: str) -> Rows:

@@ -309,7 +309,8 @@ class Buffer:
                  0.0, (), engine.device < 0 and not async_finish),
                 (x, topk_idx, received, waited), async_finish, return_recv_hook)
             self._note_ids(engine)
-            packed, scales, counts, source, layout_range = slabs
+            packed, scales, counts, source, layout_range, rows = slabs
+            low_latency.keep_rows(source, rows)
             handle = (source, layout_range, max_tokens, x.shape[1], num_experts)
             return (packed if scales is None else (packed, scales)), counts, handle, event, hook
 
@@ -332,12 +333,13 @@ class Buffer:
         with method.call(self._low_latency(method)) as engine:
             low_latency.check_finish(method, async_finish, return_recv_hook)
             source, layout_range, max_tokens, _, num_experts = low_latency_handle(method, handle)
+            rows = low_latency.rows_of(source, engine.num_ranks, max_tokens, topk_idx)
             waited = combine_wait_recv_cost_stats
             combined, event, hook = low_latency.run(
                 method, self.runtime, engine._low_latency_combine,
-                (x, topk_idx, topk_weights, source, layout_range, num_experts, max_tokens, "logfmt" if use_logfmt else "bf16",
+                (x, topk_idx, topk_weights, (source, layout_range, rows), num_experts, max_tokens, "logfmt" if use_logfmt else "bf16",
                  zero_copy, return_recv_hook, out, waited, 0.0, (), engine.device < 0 and not async_finish),
-                (x, topk_idx, topk_weights, source, layout_range, waited), async_finish, return_recv_hook)
+                (x, topk_idx, topk_weights, source, layout_range, rows, waited), async_finish, return_recv_hook)
             self._note_ids(engine)
             return combined, event, hook
 

@@ -89,6 +89,20 @@ def _hook(method: Method, sent: LowLatency) -> Callable[[], None]:
     return hook
 
 
+def keep_rows(source: Tensor, rows: Optional[Tensor]) -> None:
+    """V1's handle has no place for the table of rows: it goes with recv_src_info, as long as that tensor is this object."""
+    if rows is not None:
+        source._anyep_rows = rows
+
+
+def rows_of(source: Any, num_ranks: int, max_tokens: int, topk_idx: Any) -> Optional[Tensor]:
+    """The table of the dispatch that made ``source``; None where a caller copied the tensor: combine finds the rows by itself."""
+    rows = getattr(source, "_anyep_rows", None)
+    if rows is None or rows.shape != (num_ranks, max_tokens, topk_idx.shape[-1]):
+        return None
+    return rows
+
+
 def combine_buffer(engine: Any, handle: Any) -> Tensor:
     source, _, max_tokens, hidden, num_experts = low_latency_handle(COMBINE_BUFFER, handle)
     return engine.combine_buffer(num_experts, hidden, max_tokens, like=source)

@@ -98,7 +98,7 @@ nb::object hook_or_event(Pending pending, bool hook) {
 nb::object low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden,
                                 std::int64_t max_tokens, nb::handle x, nb::handle experts, nb::handle out_x,
                                 nb::handle out_scales, nb::handle out_counts, nb::handle out_source,
-                                nb::handle out_range, nb::handle received, nb::handle waited, int wire,
+                                nb::handle out_range, nb::handle out_rows, nb::handle received, nb::handle waited, int wire,
                                 bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
                                 std::vector<Event> after, bool wait) {
   const ArrayReader read = reader_of(engine, "low_latency_dispatch");
@@ -106,7 +106,8 @@ nb::object low_latency_dispatch(Engine& engine, int num_experts, int top_k, std:
   Routing routing;
   routing.experts = read("experts", experts);
   const ExpertSlabs out{read("out.x", out_x), read.optional("out.scales", out_scales), read("out.counts", out_counts),
-                        read("out.source", out_source), read("out.range", out_range)};
+                        read("out.source", out_source), read("out.range", out_range),
+                        read.optional("out.rows", out_rows)};
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.round_scale = round_scale;
   options.received = read.optional("received", received);
@@ -120,7 +121,7 @@ nb::object low_latency_dispatch(Engine& engine, int num_experts, int top_k, std:
 }
 
 nb::object low_latency_combine(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
-                               nb::handle x, nb::handle source, nb::handle range, nb::handle experts,
+                               nb::handle x, nb::handle source, nb::handle range, nb::handle rows, nb::handle experts,
                                nb::handle weights, nb::handle out, nb::handle waited, int wire, bool zero_copy,
                                bool hook, std::uintptr_t stream, double timeout_s, std::vector<Event> after,
                                bool wait) {
@@ -129,6 +130,7 @@ nb::object low_latency_combine(Engine& engine, int num_experts, int top_k, std::
   in.x = read("x", x);
   in.source = read("slabs.source", source);
   in.range = read("slabs.range", range);
+  in.rows = read.optional("slabs.rows", rows);
   Routing routing;
   routing.experts = read("experts", experts);
   routing.weights = read("weights", weights);
@@ -205,11 +207,11 @@ void bind_engine(nb::module_& module) {
       .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
            nb::arg("max_tokens"), nb::arg("x"), nb::arg("experts"), nb::arg("out_x").none(),
            nb::arg("out_scales").none(), nb::arg("out_counts").none(), nb::arg("out_source").none(),
-           nb::arg("out_range").none(), nb::arg("received").none(), nb::arg("waited").none(), nb::arg("wire"),
+           nb::arg("out_range").none(), nb::arg("out_rows").none(), nb::arg("received").none(), nb::arg("waited").none(), nb::arg("wire"),
            nb::arg("round_scale"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"),
            nb::arg("wait"))
       .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
-           nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("experts"),
+           nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("rows").none(), nb::arg("experts"),
            nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"), nb::arg("zero_copy"),
            nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"))
       .def(
