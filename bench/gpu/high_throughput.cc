@@ -1,6 +1,7 @@
 #include "bench/gpu/high_throughput.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "bench/probes/check.h"
 #include "bench/support/memory_copy.h"
@@ -89,14 +90,17 @@ void GpuHighThroughput::dispatch(int i) {
   Output& output = fresh_[static_cast<std::size_t>(i % num_copies())];
   const Rows rows = routed_input(i);
   const double begin = now_us();
+  if (memory_ == Memory::kWindow) {
+    Fresh fresh = engine_->dispatch_fresh(data_->shape(), routing(), rows, stream(), options());
+    host_us_ = now_us() - begin - static_cast<double>(fresh.waited_ns) * 1e-3;
+    output.owned = std::move(fresh.rows);
+    output.rows = output.owned.view();
+    return;
+  }
   const Handle handle = engine_->route(data_->shape(), routing(), stream(), options());
   const double routed = now_us();
-  const std::int64_t num_rows = handle.num_rows();
+  (void)handle.num_rows();
   const double counted = now_us();
-  if (memory_ == Memory::kWindow) {
-    output.owned = engine_->make_rows(num_rows, data_->shape());
-    output.rows = output.owned.view();
-  }
   engine_->dispatch(rows, handle, output.rows, stream(), options());
   host_us_ = routed - begin + (now_us() - counted);
 }
@@ -105,15 +109,12 @@ void GpuHighThroughput::dispatch_ahead(int i) {
   Output& output = fresh_[static_cast<std::size_t>(i % num_copies())];
   const Rows rows = routed_input(i);
   const double begin = now_us();
-  const Handle handle = engine_->route(data_->shape(), routing(), stream(), options());
   output.owned = engine_->make_rows(data_->num_ranks() * data_->shape().max_tokens, data_->shape());
-  output.rows = output.owned.view();
-  engine_->dispatch(rows, handle, output.rows, stream(), options());
+  const Fresh fresh = engine_->dispatch_fresh(data_->shape(), routing(), rows, output.owned.view(), Surplus::kDropped,
+                                              stream(), options());
   host_us_ = now_us() - begin;
-  const std::int64_t num_rows = handle.num_rows();
-  for (TensorView* const view : {&output.rows.x, &output.rows.scales, &output.rows.experts, &output.rows.weights}) {
-    if (view->given()) view->shape[0] = num_rows;
-  }
+  output.owned.keep_front(fresh.handle.num_rows());
+  output.rows = output.owned.view();
 }
 
 void GpuHighThroughput::dispatch_cached(int i) {

@@ -18,11 +18,11 @@ class GpuHighThroughput {
  public:
   GpuHighThroughput(Engine& engine, const HighThroughputData& data, Memory memory, int num_sms, cudaStream_t stream);
 
-  /// Fresh routing, exact-size outputs: route, wait for the counts, rows (made in the call where they lie in the window),
-  /// dispatch with ids and weights.
+  /// Fresh routing, exact-size outputs, ids and weights: in the window one call, which makes the rows; for tensors of the
+  /// caller's route, wait for the counts, dispatch.
   void dispatch(int i);
-  /// The same back to back: rows in the window for the worst case, so that the counts are awaited while rows travel; then
-  /// the tensors are cut to size.
+  /// The same into rows in the window that the caller makes for the worst case, which ids past the last row tell apart; the
+  /// host waits for the counts afterwards and cuts the rows to size.
   void dispatch_ahead(int i);
   /// Rows and scales alone, by a handle of before.
   void dispatch_cached(int i);

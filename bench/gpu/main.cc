@@ -63,9 +63,9 @@ Plan plan_of(int argc, char** argv) {
 }
 
 /// Window memory for full slots and for what a point's cases hold at once: outputs and answers of both row types, and those
-/// that are being made while the ones before are given back.
+/// that are being made, for the worst case, while the ones before are given back.
 Budget budget_of(const Plan& plan) {
-  constexpr std::int64_t kSlotBytes = std::int64_t{64} << 20, kSlotRegions = 2, kSlotShare = 2, kHeldAtOnce = 6;
+  constexpr std::int64_t kSlotBytes = std::int64_t{64} << 20, kSlotRegions = 2, kSlotShare = 2, kHeldAtOnce = 8;
   Budget budget;
   std::int64_t rows = 0;
   for (const Point& point : plan.high_throughput) {

@@ -10,10 +10,26 @@
 #include <anyep/topology.h>
 #include <anyep/types.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
 namespace anyep {
+
+/// What becomes of rows beyond those that a dispatch has room for.
+enum class Surplus : std::uint8_t {
+  kMovesLater,  ///< then no row moves, `Fresh::dispatched` is false, and the next call is a dispatch() with more room
+  kDropped,     ///< and kCapacity is given at the event; the host does not wait
+};
+
+/// A dispatch that was put on its stream before the number of its rows was known.
+struct Fresh {
+  Handle handle;   ///< with Surplus::kMovesLater its counts are known
+  OwnedRows rows;  ///< of exact size, where the call made them
+  Event event;
+  bool dispatched = true;
+  std::uint64_t waited_ns = 0;  ///< by the host, for the counts
+};
 
 /// One caller at a time (a second one gets kState). Calls are collective, in the same order on every rank, and run in that
 /// order. A rank on a GPU (Topology::device) finds tensors in that GPU's memory and puts its work on the caller's stream: a
@@ -47,6 +63,22 @@ class ANYEP_API Engine {
   /// @throws Error kArgument, kCapacity, kState before anything is queued; others at the event
   /// @post row i of out.x is bit for bit the row of token source()[i] on the rank whose range holds i
   Event dispatch(const Rows& x, const Handle&, const Rows& out, StreamRef = {}, const Options& = {});
+
+  /// route() and dispatch() as one, into rows of exact size that the call makes. Peers may make the two calls instead. On a
+  /// GPU the rows begin to move before the host knows how many they are, where the window has free room for rows_ahead();
+  /// the host waits for the counts meanwhile, and gives back the room that was not needed. Scales come as float32.
+  /// @throws Error as route() and dispatch()
+  Fresh dispatch_fresh(const Shape&, const Routing&, const Rows& x, StreamRef = {}, const Options& = {});
+  /// The same into rows that the caller has made ahead. With Surplus::kMovesLater those past the last are unspecified.
+  Fresh dispatch_fresh(const Shape&, const Routing&, const Rows& x, const Rows& out, Surplus, StreamRef = {},
+                       const Options& = {});
+  /// dispatch() behind a route() whose counts nobody has waited for, with Surplus::kMovesLater. `Fresh::handle` stays empty.
+  Fresh dispatch_ahead(const Rows& x, const Handle&, const Rows& out, StreamRef = {}, const Options& = {});
+  /// Rows that may come for this rank's `num_tokens`: each rank's tokens once, when none has more than this rank or than any
+  /// had when this engine last looked. A guess: nobody knows the others' numbers before the exchange.
+  std::int64_t rows_ahead(std::int64_t num_tokens) const;
+  /// make_rows() where that needs no growth of the window and no wait; else no rows. On a GPU only.
+  OwnedRows make_rows_ahead(std::int64_t num_rows, const Shape&, StreamRef = {});
 
   /// out.x[token] = bias + the sum, over ranks ascending, of that rank's row for it: FP32, rounded once, unweighted.
   /// out.weights likewise when in.weights is given.

@@ -104,6 +104,9 @@ class ANYEP_API OwnedRows {
   /// x, scales and extra lie in the window; experts and weights are ordinary memory of this object.
   const Rows& view() const;
   std::int64_t num_rows() const;
+  /// Only the first rows are needed: the views end there. On a GPU what lies behind them goes back to the window at once;
+  /// no op that is on its stream may use it. @throws Error kArgument: more than there are
+  void keep_front(std::int64_t num_rows);
 
  private:
   std::unique_ptr<State> state_;

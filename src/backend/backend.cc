@@ -28,6 +28,10 @@ void Backend::layout_into(const Shape&, const Routing&, const LayoutArrays&, Str
   needs_device("layout");
 }
 
+void Backend::route_and_dispatch(const Call&, const RouteCall&, const Call& call, const DispatchCall&) {
+  needs_device(call.op);
+}
+
 void Backend::copy_masks(const TensorView& out, StreamRef) const {
   const std::vector<int> now = masks();
   std::copy(now.begin(), now.end(), out.as<std::int32_t>());

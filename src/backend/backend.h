@@ -41,6 +41,9 @@ struct DispatchCall {
   core::RowFields fields;  ///< bytes of what travels
   int top_k = 0;
   std::int64_t room = 0;  ///< rows of out
+  /// Where more rows come than that, nothing moves at this rank, and its next dispatch does this one's work. Only of
+  /// backends that run on streams: others know the number.
+  bool whole_or_nothing = false;
 };
 
 struct CombineCall {
@@ -83,6 +86,11 @@ class Backend {
 
   virtual void route(const Call&, const RouteCall&) = 0;
   virtual void dispatch(const Call&, const DispatchCall&) = 0;
+  /// Both on the stream, one right behind the other; one record() serves both. An error with `route.handle->routed` not set
+  /// is the route's; else the route is on its stream, recorded, and the error is the dispatch's.
+  virtual void route_and_dispatch(const Call& route_call, const RouteCall& route, const Call&, const DispatchCall&);
+  /// The counts have told how a dispatch of whole_or_nothing ends: its rows go to `out`, or nowhere.
+  virtual void settle(const DispatchCall&) {}
   virtual void combine(const Call&, const CombineCall&) = 0;
   virtual void low_latency_dispatch_send(LowLatencyCall&) = 0;
   virtual void low_latency_dispatch_receive(LowLatencyCall&) = 0;
@@ -95,6 +103,8 @@ class Backend {
   virtual std::unique_ptr<OwnedRows::State> make_rows_on(std::int64_t num_rows, const Shape& shape, StreamRef) {
     return make_rows(num_rows, shape);
   }
+  /// The same where that needs no growth and no wait; else null.
+  virtual std::unique_ptr<OwnedRows::State> make_rows_if_free(std::int64_t, const Shape&, StreamRef) { return nullptr; }
   virtual TensorView combine_buffer(const Shape&) = 0;
   virtual TensorView memory(Mode, std::size_t offset, std::size_t bytes) = 0;
   virtual std::shared_ptr<const void> hold_memory() = 0;

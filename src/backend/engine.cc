@@ -43,37 +43,41 @@ Engine Engine::create(const Budget& budget, const Topology& topology, const Tuni
 
 // ---- high throughput -----------------------------------------------------------------------------------------------
 
+backend::RouteCall Engine::Core::checked_route(Call& call, const Shape& shape, const Routing& routing,
+                                               const Options& options) {
+  checked(call, options, [&] { backend::check_routing(call.op, shape, routing, limits); });
+  call.description[1] = static_cast<std::uint64_t>(shape.num_experts);
+  call.description[2] = static_cast<std::uint64_t>(shape.top_k);
+  auto state = std::make_shared<Handle::State>();
+  state->num_ranks = limits.num_ranks;
+  state->rank = limits.rank;
+  state->num_experts = shape.num_experts;
+  state->num_tokens = routing.experts.given() ? routing.experts.shape[0] : routing.ranks.shape[0];
+  return {routing, shape.num_experts, shape.top_k, std::move(state)};
+}
+
+Event Engine::Core::submit_route(const Call& call, const backend::RouteCall& route, const Options& options) {
+  Event routed = submit(call, options, [this, call, route] { backend->route(call, route); });
+  if (route.handle->device == nullptr) route.handle->routed = routed.state_;
+  return routed;
+}
+
 Handle Engine::route(const Shape& shape, const Routing& routing, StreamRef stream, const Options& options) {
   Core::Entry entry(*core_, "route");
   Call call = core_->next_call(Op::kRoute, stream, options);
-  core_->checked(call, options, [&] { backend::check_routing(call.op, shape, routing, core_->limits); });
-  call.description[1] = static_cast<std::uint64_t>(shape.num_experts);
-  call.description[2] = static_cast<std::uint64_t>(shape.top_k);
-
-  auto state = std::make_shared<Handle::State>();
-  state->num_ranks = core_->limits.num_ranks;
-  state->rank = core_->limits.rank;
-  state->num_experts = shape.num_experts;
-  state->num_tokens = routing.experts.given() ? routing.experts.shape[0] : routing.ranks.shape[0];
-  const backend::RouteCall route{routing, shape.num_experts, shape.top_k, state};
-  const Event routed =
-      core_->submit(call, options, [core = core_.get(), call, route] { core->backend->route(call, route); });
-  if (state->device == nullptr) state->routed = routed.state_;
-  return Handle(std::move(state));
+  const backend::RouteCall route = core_->checked_route(call, shape, routing, options);
+  (void)core_->submit_route(call, route, options);
+  return Handle(route.handle);
 }
 
-namespace {
-
-/// The handle's arrays are there; a route that failed is the caller's to notice.
-void await_route(const Engine::Core& core, const Call& call, const Handle::State& handle) {
+void Engine::Core::await_route(const Call& call, const Handle::State& handle) const {
   if (handle.routed == nullptr) return;
-  if (core.limits.on_device && !handle.routed->done())
-    return;  // the stream waits; counts are read where they are needed
+  if (limits.on_device && !handle.routed->done()) return;  // the stream waits; counts are read where they are needed
   bool there = false;
   try {
-    there = core.wait_for(*handle.routed, call);
+    there = wait_for(*handle.routed, call);
   } catch (const Error& error) {
-    core.must_not_have_failed(call.op, "before_send");
+    must_not_have_failed(call.op, "before_send");
     core::throw_error(ErrorCode::kState, call.op,
                       fmt::format("the handle is of a route that failed: {}", error.what()));
   }
@@ -81,17 +85,10 @@ void await_route(const Engine::Core& core, const Call& call, const Handle::State
     core::throw_error(ErrorCode::kState, call.op, "the handle's route has not ended; it was made by another engine");
 }
 
-}  // namespace
-
-Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, StreamRef stream, const Options& options) {
-  Core::Entry entry(*core_, "dispatch");
-  Call call = core_->next_call(Op::kDispatch, stream, options);
-  backend::DispatchCall dispatch = core_->checked(call, options, [&] {
-    if (handle.state_ != nullptr && handle.state_->routed != nullptr && handle.state_->routed->done()) {
-      await_route(*core_, call, *handle.state_);
-    }
-    return backend::check_dispatch(x, out, handle.state_, core_->limits);
-  });
+backend::DispatchCall Engine::Core::checked_dispatch(Call& call, const Rows& x,
+                                                     const std::shared_ptr<Handle::State>& handle, const Rows& out) {
+  if (handle != nullptr && handle->routed != nullptr && handle->routed->done()) await_route(call, *handle);
+  backend::DispatchCall dispatch = backend::check_dispatch(x, out, handle, limits);
   std::uint64_t other_bytes = protocol::kDigestSeed;
   for (int field = core::kFieldScales; field < core::kMaxFields; ++field) {
     other_bytes = protocol::digest(other_bytes, dispatch.fields.bytes[field]);
@@ -100,8 +97,16 @@ Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, Str
   call.description[3] = static_cast<std::uint64_t>(x.x.shape[1]);
   call.description[4] = static_cast<std::uint64_t>(x.x.dtype);
   call.description[6] = other_bytes & 0xFFFF'FFFFu;
+  return dispatch;
+}
+
+Event Engine::dispatch(const Rows& x, const Handle& handle, const Rows& out, StreamRef stream, const Options& options) {
+  Core::Entry entry(*core_, "dispatch");
+  Call call = core_->next_call(Op::kDispatch, stream, options);
+  const backend::DispatchCall dispatch =
+      core_->checked(call, options, [&] { return core_->checked_dispatch(call, x, handle.state_, out); });
   return core_->submit(call, options, [core = core_.get(), call, dispatch] {
-    await_route(*core, call, *dispatch.handle);
+    core->await_route(call, *dispatch.handle);
     core->backend->dispatch(call, dispatch);
   });
 }
@@ -112,7 +117,7 @@ Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& 
   Call call = core_->next_call(Op::kCombine, stream, options);
   backend::CombineCall combine = core_->checked(call, options, [&] {
     if (handle.state_ != nullptr && handle.state_->routed != nullptr && handle.state_->routed->done()) {
-      await_route(*core_, call, *handle.state_);
+      core_->await_route(call, *handle.state_);
     }
     return backend::check_combine(in, out, handle.state_, core_->limits);
   });
@@ -120,7 +125,7 @@ Event Engine::combine(const CombineInput& in, const Handle& handle, const Rows& 
   call.description[4] = static_cast<std::uint64_t>(in.x.dtype);
   call.description[6] = combine.fields.bytes[core::kFieldWeights];
   return core_->submit(call, options, [core = core_.get(), call, combine] {
-    await_route(*core, call, *combine.handle);
+    core->await_route(call, *combine.handle);
     if (!core->limits.on_device) backend::check_rows(call.op, *combine.handle, combine.in.x);
     core->backend->combine(call, combine);
   });

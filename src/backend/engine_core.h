@@ -233,6 +233,19 @@ class Engine::Core {
     return Event(std::move(event));
   }
 
+  // ---- routes and dispatches: what calls of one and of both share (engine.cc, engine_fresh.cc) ----
+  /// Checks and describes; the handle that the route is to fill.
+  backend::RouteCall checked_route(Call& call, const Shape& shape, const Routing& routing, const Options& options);
+  Event submit_route(const Call& call, const backend::RouteCall& route, const Options& options);
+  /// Checks and describes. @throws Error, for the caller to tell the peers
+  backend::DispatchCall checked_dispatch(Call& call, const Rows& x, const std::shared_ptr<Handle::State>& handle,
+                                         const Rows& out);
+  /// The handle's arrays are there; a route that failed is the caller's to notice.
+  void await_route(const Call& call, const Handle::State& handle) const;
+  /// Waits for the counts behind a dispatch of whole_or_nothing. Where nothing has moved, the call's number is free for the
+  /// dispatch that does its work.
+  void settle(const Call& call, const backend::DispatchCall& dispatch, Fresh& fresh);
+
   /// Once `closing` is set: waits until no other thread is inside a call and no op is queued or running. False at the
   /// limit.
   bool becomes_quiet(std::chrono::nanoseconds limit) {
@@ -256,6 +269,7 @@ class Engine::Core {
   std::atomic<bool> first_done = false;
   mutable std::atomic<bool> seen = false;  ///< the caller knows that, or why, the engine fails
   std::uint32_t number = protocol::kFirstEpoch;
+  std::int64_t most_tokens = 0;  ///< of a rank, in the route whose counts were looked at last
   /// Low-latency sends whose hook has not been called, by their count of sends.
   std::deque<std::uint64_t> unreceived;
   std::uint64_t num_low_latency_sends = 0;

@@ -120,6 +120,19 @@ std::int64_t OwnedRows::num_rows() const {
   return state_ == nullptr ? 0 : state_->num_rows;
 }
 
+void OwnedRows::keep_front(std::int64_t num_rows) {
+  ANYEP_CHECK(state_ != nullptr, "keep_front() of rows that were moved from");
+  if (num_rows < 0 || num_rows > state_->num_rows) {
+    core::throw_argument("keep_front", "num_rows", fmt::to_string(num_rows),
+                         fmt::format("0..{}, the rows there are", state_->num_rows));
+  }
+  for (TensorView* const view : {&state_->rows.x, &state_->rows.scales, &state_->rows.experts, &state_->rows.weights}) {
+    if (view->given()) view->shape[0] = num_rows;
+  }
+  state_->num_rows = num_rows;
+  if (state_->keep_front) state_->keep_front(num_rows);
+}
+
 // ---- handle --------------------------------------------------------------------------------------------------------
 
 Handle::Handle() = default;

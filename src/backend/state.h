@@ -80,8 +80,9 @@ struct OwnedRows::State {
   std::int64_t num_rows = 0;
   std::vector<std::int32_t> experts;
   std::vector<float> weights;
-  std::shared_ptr<void> memory;   ///< keeps the window mapped
-  std::function<void()> release;  ///< gives the heap range back
+  std::shared_ptr<void> memory;                  ///< keeps the window mapped
+  std::function<void()> release;                 ///< gives the heap range back
+  std::function<void(std::int64_t)> keep_front;  ///< gives back what lies behind so many rows of x; empty = all stays
 
   State() = default;
   State(const State&) = delete;

@@ -112,28 +112,59 @@ void CudaBackend::barrier(const backend::Call& call) {
   launch_barrier(params, launch.stream);
 }
 
-std::unique_ptr<OwnedRows::State> CudaBackend::make_rows(std::int64_t num_rows, const Shape& shape) {
+namespace {
+
+/// Where the fields of rows lie in their block. x comes last: what keep_front() gives back lies at the end.
+struct RowsBlock {
+  std::uint64_t x, scales, experts, weights, row_bytes, bytes;
+
+  RowsBlock(std::int64_t num_rows, const Shape& shape)
+      : row_bytes(static_cast<std::uint64_t>(shape.hidden) * size_of(shape.dtype)) {
+    const auto rows = static_cast<std::uint64_t>(num_rows);
+    const auto choices = rows * static_cast<std::uint64_t>(shape.top_k);
+    core::Cursor at(core::kArrayAlignment);
+    scales = at.take(rows * static_cast<std::uint64_t>(shape.num_scales) * sizeof(float));
+    experts = at.take(choices * sizeof(std::int32_t));
+    weights = at.take(choices * sizeof(float));
+    x = at.take(rows * row_bytes);
+    bytes = at.bytes();
+  }
+};
+
+std::unique_ptr<OwnedRows::State> rows_in(const std::shared_ptr<Block>& block, const RowsBlock& at,
+                                          std::int64_t num_rows, const Shape& shape) {
   auto state = std::make_unique<OwnedRows::State>();
-  const auto rows = static_cast<std::uint64_t>(num_rows);
-  core::Cursor at(core::kArrayAlignment);
-  const std::uint64_t x = at.take(rows * static_cast<std::uint64_t>(shape.hidden) * size_of(shape.dtype));
-  const std::uint64_t scales = at.take(rows * static_cast<std::uint64_t>(shape.num_scales) * sizeof(float));
-  const auto choices = rows * static_cast<std::uint64_t>(shape.top_k);
-  const std::uint64_t experts = at.take(choices * sizeof(std::int32_t));
-  const std::uint64_t weights = at.take(choices * sizeof(float));
-  const auto block = std::make_shared<Block>(rank_->allocate(at.bytes(), "make_rows", "rows"));
   std::byte* const data = block->data();
   state->num_rows = num_rows;
-  state->rows.x = TensorView::dense(data + x, shape.dtype, {num_rows, shape.hidden});
+  state->rows.x = TensorView::dense(data + at.x, shape.dtype, {num_rows, shape.hidden});
   if (shape.num_scales > 0) {
-    state->rows.scales = TensorView::dense(data + scales, DType::kF32, {num_rows, shape.num_scales});
+    state->rows.scales = TensorView::dense(data + at.scales, DType::kF32, {num_rows, shape.num_scales});
   }
   if (shape.top_k > 0) {
-    state->rows.experts = TensorView::dense(data + experts, DType::kI32, {num_rows, shape.top_k});
-    state->rows.weights = TensorView::dense(data + weights, DType::kF32, {num_rows, shape.top_k});
+    state->rows.experts = TensorView::dense(data + at.experts, DType::kI32, {num_rows, shape.top_k});
+    state->rows.weights = TensorView::dense(data + at.weights, DType::kF32, {num_rows, shape.top_k});
   }
   state->memory = block;
+  state->keep_front = [kept = block.get(), at](std::int64_t rows) {
+    kept->keep_front(at.x + static_cast<std::uint64_t>(rows) * at.row_bytes);
+  };
   return state;
+}
+
+}  // namespace
+
+std::unique_ptr<OwnedRows::State> CudaBackend::make_rows(std::int64_t num_rows, const Shape& shape) {
+  const RowsBlock at(num_rows, shape);
+  return rows_in(std::make_shared<Block>(rank_->allocate(at.bytes, "make_rows", "rows")), at, num_rows, shape);
+}
+
+std::unique_ptr<OwnedRows::State> CudaBackend::make_rows_if_free(std::int64_t num_rows, const Shape& shape,
+                                                                 StreamRef stream) {
+  const DeviceGuard guard(rank_->device());
+  rank_->allocate_for(native(stream));
+  const RowsBlock at(num_rows, shape);
+  Block block = rank_->allocate_free(at.bytes);
+  return block ? rows_in(std::make_shared<Block>(std::move(block)), at, num_rows, shape) : nullptr;
 }
 
 std::unique_ptr<OwnedRows::State> CudaBackend::make_rows_on(std::int64_t num_rows, const Shape& shape,

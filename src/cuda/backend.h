@@ -25,6 +25,9 @@ class CudaBackend final : public backend::Backend {
 
   void route(const backend::Call&, const backend::RouteCall&) override;
   void dispatch(const backend::Call&, const backend::DispatchCall&) override;
+  void route_and_dispatch(const backend::Call&, const backend::RouteCall&, const backend::Call&,
+                          const backend::DispatchCall&) override;
+  void settle(const backend::DispatchCall&) override;
   void combine(const backend::Call&, const backend::CombineCall&) override;
   void low_latency_dispatch_send(backend::LowLatencyCall&) override;
   void low_latency_dispatch_receive(backend::LowLatencyCall&) override;
@@ -34,6 +37,7 @@ class CudaBackend final : public backend::Backend {
 
   std::unique_ptr<OwnedRows::State> make_rows(std::int64_t num_rows, const Shape&) override;
   std::unique_ptr<OwnedRows::State> make_rows_on(std::int64_t num_rows, const Shape&, StreamRef) override;
+  std::unique_ptr<OwnedRows::State> make_rows_if_free(std::int64_t num_rows, const Shape&, StreamRef) override;
   TensorView combine_buffer(const Shape&) override;
   TensorView memory(Mode, std::size_t offset, std::size_t bytes) override;
   std::shared_ptr<const void> hold_memory() override;
@@ -49,6 +53,16 @@ class CudaBackend final : public backend::Backend {
   std::uint64_t ids_out_of_range() const override;
 
  private:
+  /// A notify and a dispatch on their way to the stream.
+  struct Routed;
+  struct Sent;
+  void check_arguments(const backend::Call& call, const backend::RouteCall& route) const;
+  /// Takes the handle's memory; nothing is launched. @throws Error kCapacity
+  Routed prepare(const backend::Call& call, const backend::RouteCall& route);
+  void launch(const backend::Call& call, const backend::RouteCall& route, const Routed& routed, cudaStream_t stream);
+  /// Takes what rows need beside `out`; likewise.
+  Sent prepare(const backend::Call& call, const backend::DispatchCall& dispatch);
+  void launch(const backend::Call& call, const backend::DispatchCall& dispatch, const Sent& sent, cudaStream_t stream);
   int sms(const backend::Call& call) const;
   int sms(const backend::Call& call, int unless_limited) const;
   /// Counts the send; the halves that its launch plays.

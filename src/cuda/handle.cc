@@ -1,5 +1,6 @@
 #include "cuda/handle.h"
 
+#include <algorithm>
 #include <thread>
 #include <utility>
 
@@ -89,6 +90,15 @@ std::uint64_t DeviceHandle::source_for(const std::shared_ptr<Rank>& rank, std::i
     has_source_ = true;
   }
   return source_block_.offset();
+}
+
+void DeviceHandle::settle(std::optional<std::int64_t> rows) {
+  if (before_data == nullptr) return;  // adopted: everything is there
+  if (rows) {
+    source_rows_ = std::min(source_rows_, *rows);
+  } else {
+    has_source_ = has_final_place = false;
+  }
 }
 
 CopiedCounts::CopiedCounts(std::shared_ptr<Rank> rank, Handle::State& handle, cudaStream_t stream)

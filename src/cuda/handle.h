@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "backend/state.h"
 #include "cuda/kernels/places.h"
@@ -28,6 +29,8 @@ class DeviceHandle final : public DeviceArrays {
   bool has_final_place = false;
   /// Where peers write `rows` source indices, in the window of the rank that dispatches: a handle serves other engines too.
   std::uint64_t source_for(const std::shared_ptr<Rank>& rank, std::int64_t rows);
+  /// A dispatch that was to bring all rows or none has brought `rows`, or none: then the next one fills what it would have.
+  void settle(std::optional<std::int64_t> rows);
   const std::int32_t* source_data() const { return source_; }
   bool has_source() const { return has_source_; }
   std::int64_t source_rows() const { return source_rows_; }

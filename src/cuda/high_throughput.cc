@@ -81,6 +81,13 @@ Grant no_grant(std::uint64_t room) {
   return grant;
 }
 
+void must_know_rows(const backend::Call& call, const backend::DispatchCall& dispatch, bool captured) {
+  if (!captured || !dispatch.whole_or_nothing) return;
+  core::throw_error(ErrorCode::kUnsupported, call.op,
+                    "the host cannot wait for the number of rows in a captured graph; make rows for the most that may "
+                    "come and let a surplus be dropped");
+}
+
 /// A dispatch of source indices alone: for a handle whose rows nobody has dispatched. All ranks of a group have dispatched the
 /// same handles.
 void send_sources(const std::shared_ptr<Rank>& rank, const Rank::Launch& launch, DeviceHandle& handle,
@@ -106,22 +113,29 @@ int CudaBackend::sms(const backend::Call& call, int unless_limited) const {
   return std::min(call.num_sms > 0 ? call.num_sms : unless_limited, rank_->sms_of_rank());
 }
 
-void CudaBackend::route(const backend::Call& call, const backend::RouteCall& route) {
-  const DeviceGuard guard(rank_->device());
-  Handle::State& state = *route.handle;
-  const auto tokens = static_cast<int>(state.num_tokens);
+// ---- route ---------------------------------------------------------------------------------------------------------
+
+struct CudaBackend::Routed {
+  std::shared_ptr<DeviceHandle> handle;
+  NotifyParams params;
+};
+
+void CudaBackend::check_arguments(const backend::Call& call, const backend::RouteCall& route) const {
   check_experts(call.op, route.num_experts, rank_->num_ranks());
   rank_->must_be_on_device(call.op, "routing.experts", route.routing.experts);
   rank_->must_be_on_device(call.op, "routing.ranks", route.routing.ranks);
   rank_->must_be_on_device(call.op, "routing.pairs_per_expert", route.routing.pairs_per_expert);
+}
+
+CudaBackend::Routed CudaBackend::prepare(const backend::Call& call, const backend::RouteCall& route) {
+  const auto tokens = static_cast<int>(route.handle->num_tokens);
   const int ranges = notify_ranges(tokens, sms(call));
-  const Rank::Launch launch = rank_->begin(call);
-  const auto handle = std::make_shared<DeviceHandle>(rank_, tokens, ranges);
+  Routed routed{std::make_shared<DeviceHandle>(rank_, tokens, ranges), {}};
+  const std::shared_ptr<DeviceHandle>& handle = routed.handle;
   handle->page = rank_->take_page();
   handle->tokens_per_range = std::max(1, (tokens + ranges - 1) / ranges);
 
-  NotifyParams params;
-  params.team = launch.team;
+  NotifyParams& params = routed.params;
   if (route.routing.experts.given()) {
     const TensorView& ids = route.routing.experts;
     params.experts = ids.data;
@@ -142,22 +156,40 @@ void CudaBackend::route(const backend::Call& call, const backend::RouteCall& rou
   params.tokens = handle->tokens_data;
   params.partial = rank_->partial_counts();
   params.page = handle->page.get();
-  launch_notify(params, launch.stream);
-
-  state.device = handle;
-  const core::ExpertBlock block = core::expert_block(route.num_experts, rank_->num_ranks(), rank_->rank());
-  state.routed = std::make_shared<CountsEvent>(rank_, state, call.limit_ns, block.count);
-  handle->routed = state.routed.get();
+  return routed;
 }
 
-void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCall& dispatch) {
+void CudaBackend::launch(const backend::Call& call, const backend::RouteCall& route, const Routed& routed,
+                         cudaStream_t stream) {
+  launch_notify(routed.params, stream);
+  Handle::State& state = *route.handle;
+  state.device = routed.handle;
+  const core::ExpertBlock block = core::expert_block(route.num_experts, rank_->num_ranks(), rank_->rank());
+  state.routed = std::make_shared<CountsEvent>(rank_, state, call.limit_ns, block.count);
+  routed.handle->routed = state.routed.get();
+}
+
+void CudaBackend::route(const backend::Call& call, const backend::RouteCall& route) {
   const DeviceGuard guard(rank_->device());
-  DeviceHandle& handle = device_handle(call, *dispatch.handle);
-  must_be_on_device(*rank_, call, "x", dispatch.x);
-  must_be_on_device(*rank_, call, "out", dispatch.out);
+  check_arguments(call, route);
   const Rank::Launch launch = rank_->begin(call);
+  Routed routed = prepare(call, route);
+  routed.params.team = launch.team;
+  this->launch(call, route, routed, launch.stream);
+}
+
+// ---- dispatch ------------------------------------------------------------------------------------------------------
+
+struct CudaBackend::Sent {
   DispatchParams params;
   CopyRowsParams copies;
+};
+
+CudaBackend::Sent CudaBackend::prepare(const backend::Call& call, const backend::DispatchCall& dispatch) {
+  DeviceHandle& handle = device_handle(call, *dispatch.handle);
+  Sent sent;
+  DispatchParams& params = sent.params;
+  CopyRowsParams& copies = sent.copies;
   const auto room = static_cast<std::uint64_t>(dispatch.room);
   /// Where peers write a field: the caller's memory if it lies in the window, else a block that is copied out of.
   const auto take = [&](const TensorView& out, const char* what) {
@@ -191,7 +223,6 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   }
   grant.source = handle.source_for(rank_, dispatch.room);
 
-  params.team = launch.team;
   params.places = handle.places();
   params.x = dispatch.x.x.as<const std::byte>();
   params.x_row_stride = row_stride(dispatch.x.x);
@@ -202,17 +233,23 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   for (std::size_t at = 0; at < dispatch.x.extra.size(); ++at) params.extra[at] = side_field(dispatch.x.extra[at]);
   params.num_experts = dispatch.handle->num_experts;
   params.rows_until = handle.rows_until_data;
-  params.mark_rest_until = dispatch.x.experts.given() ? dispatch.room : 0;
+  params.whole_or_nothing = dispatch.whole_or_nothing;
+  params.mark_rest_until = dispatch.x.experts.given() && !dispatch.whole_or_nothing ? dispatch.room : 0;
   if (!handle.has_final_place) {
     params.final_place = handle.final_place();
     handle.has_final_place = true;
   }
-  launch_dispatch(params, sms(call), launch.stream);
-  if (copies.num_fields > 0) {
-    copies.num_rows = dispatch.room;
-    copies.num_ranks = rank_->num_ranks();
-    launch_copy_rows(copies, sms(call, rank_->sms_of_rank()), launch.stream);
-  }
+  copies.num_rows = dispatch.room;
+  copies.num_ranks = rank_->num_ranks();
+  if (dispatch.whole_or_nothing) copies.rows_until = handle.rows_until_data;
+  return sent;
+}
+
+void CudaBackend::launch(const backend::Call& call, const backend::DispatchCall& dispatch, const Sent& sent,
+                         cudaStream_t stream) {
+  launch_dispatch(sent.params, sms(call), stream);
+  if (sent.copies.num_fields > 0) launch_copy_rows(sent.copies, sms(call, rank_->sms_of_rank()), stream);
+  if (dispatch.whole_or_nothing) return;  // the engine looks at the counts itself
   verify_ = [handle_state = dispatch.handle, op = call.op, room = dispatch.room] {
     if (handle_state->routed != nullptr) handle_state->routed->wait();
     if (handle_state->rows_until.empty() || handle_state->num_rows() <= room) return;
@@ -220,6 +257,58 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
                          static_cast<std::uint64_t>(room), "The surplus was dropped.");
   };
 }
+
+void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCall& dispatch) {
+  const DeviceGuard guard(rank_->device());
+  must_be_on_device(*rank_, call, "x", dispatch.x);
+  must_be_on_device(*rank_, call, "out", dispatch.out);
+  const Rank::Launch launch = rank_->begin(call);
+  must_know_rows(call, dispatch, launch.captured);
+  Sent sent = prepare(call, dispatch);
+  sent.params.team = launch.team;
+  this->launch(call, dispatch, sent, launch.stream);
+}
+
+/// notify and dispatch back to back. Where the rank has its GPU for itself, the blocks of the dispatch start as soon as all of
+/// notify have counted: those that have left make room, the one that exchanges the counts has its SM already, so that
+/// dispatch never holds what notify needs. Ranks that share a GPU take turns on streams of their own, each within its share
+/// of the SMs, and the dispatch starts when notify has ended: then every rank's counts are there, so that what it waits for
+/// is the dispatch of its peers alone, as without notify in front.
+void CudaBackend::route_and_dispatch(const backend::Call& route_call, const backend::RouteCall& route,
+                                     const backend::Call& call, const backend::DispatchCall& dispatch) {
+  const DeviceGuard guard(rank_->device());
+  check_arguments(route_call, route);
+  const Rank::Launch first = rank_->begin(route_call);
+  must_know_rows(call, dispatch, first.captured);
+  Routed routed = prepare(route_call, route);
+  routed.params.team = first.team;
+  route.handle->device = routed.handle;  // what the dispatch is prepared with
+  Sent sent;
+  try {
+    must_be_on_device(*rank_, call, "x", dispatch.x);
+    must_be_on_device(*rank_, call, "out", dispatch.out);
+    sent = prepare(call, dispatch);
+  } catch (const Error&) {  // the peers get their counts all the same
+    launch(route_call, route, routed, first.stream);
+    (void)rank_->end(route_call);
+    throw;
+  }
+  const bool early = rank_->has_gpu_alone() && !first.captured;
+  routed.params.dispatch_behind = early;
+  launch(route_call, route, routed, first.stream);
+  const Rank::Launch second = rank_->begin(call, Rank::Half::kRightBehind);
+  sent.params.team = second.team;
+  sent.params.behind_notify = early;
+  launch(call, dispatch, sent, second.stream);
+}
+
+void CudaBackend::settle(const backend::DispatchCall& dispatch) {
+  const std::int64_t rows = dispatch.handle->num_rows();
+  auto& handle = static_cast<DeviceHandle&>(*dispatch.handle->device);
+  handle.settle(rows <= dispatch.room ? std::optional(rows) : std::nullopt);
+}
+
+// ---- combine -------------------------------------------------------------------------------------------------------
 
 void CudaBackend::combine(const backend::Call& call, const backend::CombineCall& combine) {
   const DeviceGuard guard(rank_->device());

@@ -103,6 +103,12 @@ std::byte* Block::data() const {
   return rank_->own(offset_);
 }
 
+void Block::keep_front(std::uint64_t bytes) {
+  if (rank_ == nullptr || bytes >= bytes_) return;
+  rank_->keep_front(offset_, bytes);
+  bytes_ = bytes;
+}
+
 // ---- life ---------------------------------------------------------------------------------------------------------
 
 std::shared_ptr<Rank> Rank::create(const Budget& budget, const Topology& topology, const Tuning& tuning,
@@ -238,6 +244,13 @@ Block Rank::allocate(std::uint64_t bytes, const char* op, const char* what, Stor
   return Block(shared_from_this(), *offset, wanted);
 }
 
+Block Rank::allocate_free(std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  if (capturing_) return {};
+  const std::optional<std::uint64_t> offset = heap_->allocate(bytes);
+  return offset ? Block(shared_from_this(), *offset, bytes) : Block();
+}
+
 /// What is free; more than the budget; what has been given back and is still in use, in this order.
 std::optional<std::uint64_t> Rank::find_room(Heap& heap, std::uint64_t bytes, std::uint64_t least_growth) {
   const Lifetime lifetime = capturing_ ? Lifetime::kGraph : Lifetime::kCall;
@@ -349,11 +362,13 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
   const DeviceGuard guard(device_);
   Launch launch;
   launch.stream = static_cast<cudaStream_t>(call.stream.native);
-  launch.captured = is_capturing(launch.stream);
-  look(call.op, "before_send");
-  host::OpRun run(*group_, call, half == Half::kFirst ? host::OpRun::Start::kAnnounce : host::OpRun::Start::kResume);
+  launch.captured = half == Half::kRightBehind ? capturing_ : is_capturing(launch.stream);
+  if (half != Half::kRightBehind) look(call.op, "before_send");
+  constexpr host::OpRun::Start kStarts[] = {host::OpRun::Start::kAnnounce, host::OpRun::Start::kResume,
+                                            host::OpRun::Start::kRightBehind};  // in the order of Half
+  host::OpRun run(*group_, call, kStarts[static_cast<int>(half)]);
   run.at(host::kBeforeSend);
-  if (!launch.captured) {
+  if (!launch.captured && half != Half::kRightBehind) {
     drop_abandoned();
     while (!in_flight_.empty() && in_flight_.front().done->done()) in_flight_.pop_front();
     if (last_ != nullptr && last_stream_ != launch.stream) last_->make_wait(launch.stream);
@@ -378,9 +393,9 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
   return launch;
 }
 
-/// The op that was begun last, where it never got to its stream.
+/// The ops that were begun last, where they never got to their stream.
 void Rank::drop_abandoned() {
-  if (!in_flight_.empty() && in_flight_.back().done == nullptr) in_flight_.pop_back();
+  while (!in_flight_.empty() && in_flight_.back().done == nullptr) in_flight_.pop_back();
 }
 
 void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event) {
@@ -411,7 +426,7 @@ std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call& call, std::f
   const auto stream = static_cast<cudaStream_t>(call.stream.native);
   const std::shared_ptr<EventHandle> done = events_.record(stream);
   if (!is_capturing(stream)) {
-    in_flight_.back().done = done;
+    for (auto op = in_flight_.rbegin(); op != in_flight_.rend() && op->done == nullptr; ++op) op->done = done;
     last_ = done;
     last_stream_ = stream;
   }

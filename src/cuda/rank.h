@@ -46,6 +46,8 @@ class Block {
   std::uint64_t offset() const { return offset_; }
   std::uint64_t bytes() const { return bytes_; }
   std::byte* data() const;
+  /// Gives back what lies behind the first `bytes`, which nobody has used, at once.
+  void keep_front(std::uint64_t bytes);
 
  private:
   std::shared_ptr<Rank> rank_;
@@ -86,9 +88,12 @@ class Rank : public std::enable_shared_from_this<Rank> {
   enum class Store : std::uint8_t { kRows, kHandles };
   /// @throws Error kCapacity naming `what`, need and have
   Block allocate(std::uint64_t bytes, const char* op, const char* what, Store store = Store::kRows);
+  /// What is free now; none: that would take growth or a wait, or a capture is going on.
+  Block allocate_free(std::uint64_t bytes);
   /// What is allocated before the next op begins belongs to this stream's work, which may be in a capture.
   void allocate_for(cudaStream_t stream);
   void release(std::uint64_t offset) noexcept;
+  void keep_front(std::uint64_t offset, std::uint64_t bytes) noexcept { heap_->keep_front(offset, bytes); }
   /// Offset of [data, data + bytes) in the own window's heap; Grant::kNone = it lies elsewhere.
   std::uint64_t offset_of(const void* data, std::uint64_t bytes) const;
   PagePointer take_page();
@@ -102,8 +107,9 @@ class Rank : public std::enable_shared_from_this<Rank> {
     bool captured = false;
     Team team;
   };
-  /// The second half of a low-latency op with a hook resumes what the first has announced.
-  enum class Half { kFirst, kSecond };
+  /// The second half of a low-latency op with a hook resumes what the first has announced. An op that follows the one just
+  /// begun in the same breath has waited for all that it must wait for, and one end() serves both.
+  enum class Half { kFirst, kSecond, kRightBehind };
   Launch begin(const backend::Call& call, Half half = Half::kFirst);
   /// What comes next on the call's stream waits, within the call's limit, for an event that a host ends.
   void hold_back(const backend::Call& call, const anyep::Event::State& event);

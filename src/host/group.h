@@ -95,6 +95,8 @@ class Group final : public control::Listener {
   /// This rank starts to run `call`: if a peer has refused it, or does so later, the group fails with the peer's
   /// reason.
   void begin_call(std::uint32_t call) noexcept;
+  /// Likewise; the call that was begun before it goes on too.
+  void begin_call_right_behind(std::uint32_t call) noexcept;
   std::optional<Error> first_error() const;
   bool failed() const;
   /// Waits until the group has failed, at most `limit_ns`: for the reason of something seen in a window first.
@@ -179,9 +181,9 @@ class Group final : public control::Listener {
   };
   std::vector<Refusal> refusals_;
   std::optional<std::uint32_t> refused_call_;  ///< the last one that this rank refused itself: peers' news of it is old
-  std::uint32_t running_call_ = 0;             ///< 0 = none
-  std::vector<std::uint8_t> closing_, ended_;  ///< [ranks] said goodbye; will say nothing more
-  std::vector<Readmission> readmissions_;      ///< [ranks]
+  std::uint32_t running_since_ = 0, running_call_ = 0;  ///< calls that run, first and last; 0 = none
+  std::vector<std::uint8_t> closing_, ended_;           ///< [ranks] said goodbye; will say nothing more
+  std::vector<Readmission> readmissions_;               ///< [ranks]
   std::uint64_t questions_ = 0;
   int num_halves_ = 0;  ///< going on
   std::uint32_t low_latency_turn_ = protocol::kFirstEpoch;

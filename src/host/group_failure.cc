@@ -137,6 +137,14 @@ void Group::forget_refusals(std::uint32_t call) noexcept {
 }
 
 void Group::begin_call(std::uint32_t call) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    running_since_ = call;
+  }
+  begin_call_right_behind(call);
+}
+
+void Group::begin_call_right_behind(std::uint32_t call) noexcept {
   std::optional<Error> refusal;
   {
     const std::lock_guard lock(mutex_);
@@ -192,7 +200,7 @@ void Group::on_message(int peer, const control::Message& message) noexcept {
         // Of a call that this rank has refused too: not to be taken, later, for why the peer leaves.
         if (refused_call_ && !protocol::not_before(call, *refused_call_ + 1)) break;
         refusals_.push_back({call, error});
-        running = running_call_ == call;
+        running = protocol::not_before(call, running_since_) && protocol::not_before(running_call_, call);
       }
       if (running) take_error(error, true);
       break;

@@ -48,7 +48,7 @@ OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::
     : group(the_group),
       call(the_call),
       code(protocol::make_code(the_call.kind, digest_of(the_call))),
-      announced_(start == Start::kAnnounce) {
+      announced_(start != Start::kResume) {
   const int me = group.rank();
   waiter.abort = group.abort_word();
   waiter.doorbell = &group.doorbell(me);
@@ -60,7 +60,11 @@ OpRun::OpRun(Group& the_group, const backend::Call& the_call, Start start, std::
   waiter.announcement = protocol::make_mark(group.generation(), call.number, code);
   waiter.gone = group.gone();
   if (start == Start::kResume) return;
-  group.begin_call(call.number);
+  if (start == Start::kRightBehind) {
+    group.begin_call_right_behind(call.number);
+  } else {
+    group.begin_call(call.number);
+  }
   auto* const described = reinterpret_cast<std::uint64_t*>(group.own(group.layout().described));
   for (std::size_t word = 0; word < call.description.size(); ++word) {
     Shared(described[word]).store(call.description[word], protocol::kRelaxed);

@@ -16,7 +16,8 @@ const char* phase_name(std::uint32_t phase);
 class OpRun {
  public:
   /// Describes and announces the call, unless `resumes` (the receive half of a low-latency op).
-  enum class Start { kAnnounce, kResume };
+  /// kRightBehind: the call before it has just been announced and is running too.
+  enum class Start { kAnnounce, kRightBehind, kResume };
   OpRun(Group& group, const backend::Call& call, Start start = Start::kAnnounce, std::uint64_t start_ns = 0);
 
   Group& group;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 namespace anyep::test {
 namespace {
@@ -80,7 +81,13 @@ class Draw {
     route.choices = choices(40);
     route.ids = one_of({Ids::kInt32, Ids::kInt64});
     route.given = one_of({RouteStep::Given::kExperts, RouteStep::Given::kExperts, RouteStep::Given::kAll});
+    const bool ahead = chance(40);
+    if (ahead) route.finish = Finish::kLater;
     int handle = scenario_.then(route);
+    if (ahead) {
+      dispatch(handle, false, ways());
+      scenario_.then(WaitStep{handle});
+    }
     const std::uint64_t ops = 1 + next() % 4;
     for (std::uint64_t i = 0; i < ops; ++i) {
       if (i > 0 && chance(10)) handle = scenario_.then(AdoptStep{handle});
@@ -92,7 +99,17 @@ class Draw {
     }
   }
 
-  void dispatch(int handle, bool adopted) {
+  /// Each rank has its own.
+  std::vector<Ahead> ways() {
+    std::vector<Ahead> per_rank;
+    for (int rank = 0; rank < scenario_.num_ranks; ++rank) {
+      per_rank.push_back(one_of({Ahead::kNo, Ahead::kOwnRows, Ahead::kOwnRows, Ahead::kGivenRows, Ahead::kNoRoom,
+                                 Ahead::kBehindRoute, Ahead::kBehindNoRoom}));
+    }
+    return per_rank;
+  }
+
+  void dispatch(int handle, bool adopted, std::vector<Ahead> ahead = {}) {
     DispatchStep step;
     step.handle = handle;
     step.dtype = one_of({DType::kBF16, DType::kF16, DType::kF32, DType::kF8E4M3, DType::kI8, DType::kU8});
@@ -104,7 +121,8 @@ class Draw {
       step.scale_type = one_of({DType::kF32, DType::kI32});
       step.scale_strides = one_of({Strides::kDense, Strides::kColumns, Strides::kPadded, Strides::kBroadcast});
     }
-    if (chance(25)) step.extra.push_back(between(1, 40));
+    if (chance(25) && ahead.empty()) step.extra.push_back(between(1, 40));
+    step.ahead = std::move(ahead);
     step.with_experts = !adopted && chance(70);
     step.with_weights = chance(80);
     step.out = memory();

@@ -109,6 +109,47 @@ TEST(CudaHeap, RowsOfAGraphNeverGoToOtherCalls) {
   EXPECT_EQ(heap.statistics().in_use, 2 * kMiB);
 }
 
+TEST(CudaHeap, WhatLiesBehindTheKeptFrontIsFreeAtOnce) {
+  Heap heap(0, 8 * kMiB);
+  const auto rows = heap.allocate(8 * kMiB);
+  ASSERT_TRUE(rows);
+  EXPECT_FALSE(heap.allocate(kMiB));
+  heap.keep_front(*rows, 5 * kMiB - 100);  // ends on kAlignment
+  EXPECT_EQ(heap.statistics().in_use, 5 * kMiB);
+  EXPECT_EQ(heap.largest_free(), 3 * kMiB);
+  const auto others = heap.allocate(3 * kMiB);
+  ASSERT_TRUE(others);
+  EXPECT_EQ(*others, 5 * kMiB);
+  heap.release(*rows, nullptr);
+  heap.release(*others, nullptr);
+  EXPECT_EQ(heap.largest_free(), 8 * kMiB);  // no hole is left
+  EXPECT_EQ(heap.statistics().in_use, 0u);
+}
+
+TEST(CudaHeap, AKeptFrontIsNeverEmptyOrLarger) {
+  Heap heap(0, 8 * kMiB);
+  const auto rows = heap.allocate(2 * kMiB);
+  heap.keep_front(*rows, 4 * kMiB);
+  EXPECT_EQ(heap.statistics().in_use, 2 * kMiB);
+  heap.keep_front(*rows, 0);
+  EXPECT_EQ(heap.statistics().in_use, Heap::kAlignment);
+  heap.keep_front(*rows + 1, 0);  // never handed out
+  heap.release(*rows, nullptr);
+  EXPECT_EQ(heap.largest_free(), 8 * kMiB);
+}
+
+TEST(CudaHeap, ReleasedBlocksAndThoseOfGraphsKeepTheirEnds) {
+  Heap heap(0, 8 * kMiB);
+  const auto replayed = heap.allocate(2 * kMiB, Lifetime::kGraph);
+  heap.keep_front(*replayed, 1);
+  EXPECT_EQ(heap.statistics().in_use, 2 * kMiB);
+  const auto work = std::make_shared<Work>();
+  const auto rows = heap.allocate(2 * kMiB);
+  heap.release(*rows, work);
+  heap.keep_front(*rows, 1);
+  EXPECT_EQ(heap.statistics().waiting, 2 * kMiB);
+}
+
 TEST(CudaHeap, SmallBlocksDoNotCutUpTheRoomForRows) {
   Heap heap(0, 64 * kMiB);
   for (int round = 0; round < 100; ++round) {

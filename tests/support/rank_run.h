@@ -46,7 +46,8 @@ class RankRun {
   struct Kept {
     Tensors in, out;
     std::optional<Handle> handle;
-    bool has_source = false;  ///< of the handle, among the outputs
+    std::optional<Routing> routing;  ///< of a route that its dispatch makes
+    bool has_source = false;         ///< of the handle, among the outputs
     OwnedRows window_in, window_out;
     TensorView received_x;
     ExpertSlabs slabs;
@@ -84,7 +85,15 @@ class RankRun {
   void put_source(int step);
   void put_missing_source(int step);
   void put_missing_sources();
-  Rows dispatch_output(int step, const DispatchStep& what);
+  /// `num_rows` < 0: as many as the step says.
+  Rows dispatch_output(int step, const DispatchStep& what, std::int64_t num_rows = -1);
+  /// What stands for rows that the engine made.
+  Rows received_in_window(int step, const DispatchStep& what, const Rows& theirs);
+  Ahead ahead_of(const DispatchStep& what) const;
+  /// The dispatch of the next step makes this route too.
+  bool is_made_by_dispatch(int route_step) const;
+  /// False: more rows came than there was room for, and a dispatch must follow.
+  bool dispatch_ahead(int step, const DispatchStep& what, const Rows& in);
   void put_received(int step, const DispatchStep& what, const Rows& out);
   TensorView combine_rows(int step, const CombineStep& what);
   ExpertSlabs slabs_for(int step, const LowLatencyDispatchStep& what);

@@ -81,6 +81,13 @@ void RankRun::play(int step, const RouteStep& what) {
     outputs_.put_values<std::int64_t>(step, "pairs", handle.pairs_per_expert());
     outputs_.put_values<std::int64_t>(step, "pairs aligned", handle.aligned_pairs_per_expert(128));
   };
+  if (is_made_by_dispatch(step)) {
+    mine.in.seal();
+    mirror_->upload(mine.in);
+    mine.routing = routing;
+    returned_.set(step, rank_);
+    return;
+  }
   issue(step, what.finish, [&](const Options& options) {
     mine.handle = engine(step).route(shape, mirror_->at(routing), stream(), options);
     return Event();
@@ -121,28 +128,23 @@ void RankRun::play(int step, const AdoptStep& what) {
   }
 }
 
-Rows RankRun::dispatch_output(int step, const DispatchStep& what) {
+Rows RankRun::dispatch_output(int step, const DispatchStep& what, std::int64_t num_rows) {
   Kept& mine = kept(step);
   const RouteStep& route = scenario_.route_of(what.handle);
-  const std::int64_t num_rows =
-      what.out_rows.empty() ? kept(what.handle).handle->num_rows() : what.out_rows[static_cast<std::size_t>(rank_)];
+  if (num_rows < 0) {
+    num_rows =
+        what.out_rows.empty() ? kept(what.handle).handle->num_rows() : what.out_rows[static_cast<std::size_t>(rank_)];
+  }
   Rows out;
   if (memory_of(what.out, rank_) == Memory::kWindow) {
     Shape shape{route.choices.num_experts, route.choices.top_k, what.hidden};
     shape.dtype = what.dtype;
     shape.num_scales = what.num_scales;
     mine.window_out = engine(step).make_rows(num_rows, shape);
-    const Rows& theirs = mine.window_out.view();
-    out.x = mirror_->stand_in(mine.out, theirs.x);
-    if (theirs.scales.given()) out.scales = mirror_->stand_in(mine.out, theirs.scales);
-    if (theirs.experts.given()) out.experts = mirror_->stand_in(mine.out, theirs.experts);
-    if (theirs.weights.given()) out.weights = mirror_->stand_in(mine.out, theirs.weights);
+    out = received_in_window(step, what, mine.window_out.view());
     if (mirror_->device() < 0) {
       std::memset(out.x.data, 0xFF, static_cast<std::size_t>(out.x.num_elements()) * size_of(out.x.dtype));
     }
-    out.scales.dtype = what.scale_type;
-    if (!what.with_experts) out.experts = {};
-    if (!what.with_experts || !what.with_weights) out.weights = {};
   } else {
     out.x = mine.out.add(what.dtype, {num_rows, what.hidden}, what.misaligned);
     if (what.num_scales > 0) out.scales = mine.out.add(what.scale_type, {num_rows, what.num_scales});
@@ -153,6 +155,19 @@ Rows RankRun::dispatch_output(int step, const DispatchStep& what) {
     }
   }
   for (const std::int64_t bytes : what.extra) out.extra.push_back(mine.out.add(DType::kU8, {num_rows, bytes}));
+  return out;
+}
+
+Rows RankRun::received_in_window(int step, const DispatchStep& what, const Rows& theirs) {
+  Tensors& tensors = kept(step).out;
+  Rows out;
+  out.x = mirror_->stand_in(tensors, theirs.x);
+  if (theirs.scales.given()) out.scales = mirror_->stand_in(tensors, theirs.scales);
+  out.scales.dtype = what.scale_type;
+  if (theirs.experts.given() && what.with_experts) out.experts = mirror_->stand_in(tensors, theirs.experts);
+  if (theirs.weights.given() && what.with_experts && what.with_weights) {
+    out.weights = mirror_->stand_in(tensors, theirs.weights);
+  }
   return out;
 }
 
@@ -170,6 +185,7 @@ void RankRun::put_received(int step, const DispatchStep& what, const Rows& out) 
 void RankRun::play(int step, const DispatchStep& what) {
   Kept& mine = kept(step);
   const Rows in = dispatch_input(mine.in, scenario_, step, rank_);
+  if (ahead_of(what) != Ahead::kNo && dispatch_ahead(step, what, in)) return;
   const Rows out = dispatch_output(step, what);
   mine.received_x = out.x;
   mine.record = [this, step, &what, out] {

@@ -22,6 +22,15 @@ enum class Finish : std::uint8_t {
   kPoll,   ///< nobody waits: the op must end while the caller only looks at done()
   kLater   ///< a later WaitStep
 };
+/// How a rank makes its calls of route and dispatch. All mean the same to the peers, who may choose otherwise.
+enum class Ahead : std::uint8_t {
+  kNo,           ///< route, then dispatch with rows of exact size
+  kOwnRows,      ///< dispatch_fresh, which makes the rows
+  kGivenRows,    ///< dispatch_fresh into rows for every token of every rank
+  kNoRoom,       ///< dispatch_fresh into no rows at all; then dispatch, if any come
+  kBehindRoute,  ///< route, dispatch_ahead into rows for every token of every rank
+  kBehindNoRoom  ///< route, dispatch_ahead into no rows at all; then dispatch, if any come
+};
 /// How the scales of dispatch lie in the caller's memory.
 enum class Strides : std::uint8_t { kDense, kColumns, kPadded, kBroadcast };
 
@@ -58,6 +67,8 @@ struct DispatchStep {
   std::size_t misaligned = 0;               ///< bytes that x and out lie past a multiple of 64
   std::vector<Memory> out = {};             ///< per rank
   std::vector<std::int64_t> out_rows = {};  ///< per rank; none: exactly num_rows()
+  /// Per rank. The step before it is the route, finishes kLater, and a WaitStep for it follows.
+  std::vector<Ahead> ahead = {};
   Finish finish = Finish::kWait;
 };
 

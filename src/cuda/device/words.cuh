@@ -118,15 +118,20 @@ static __device__ __noinline__ bool give_up_on(const Team& team, const protocol:
   return last;
 }
 
-/// One thread of the last block: the op is over, the next may draw tickets. notify draws none, and leaves them alone: the
-/// dispatch behind it may have begun to draw.
-__device__ inline void end_turn(const Team& team, Sequence sequence, const Turn& turn) {
+/// One thread of the last block: the next op may draw tickets. notify draws none, and leaves them alone: the dispatch behind
+/// it may have begun to draw.
+__device__ inline void leave_turn(const Team& team, Sequence sequence) {
   State& state = *team.state;
   for (std::uint32_t& ticket : state.ticket) {
     if (sequence != kSeqNotify) ticket = 0;
   }
   state.finished[sequence] = 0;
-  state.turn[sequence] = turn.number;
+}
+
+/// One thread of the last block: the op is over.
+__device__ inline void end_turn(const Team& team, Sequence sequence, const Turn& turn) {
+  leave_turn(team, sequence);
+  team.state->turn[sequence] = turn.number;
 }
 
 /// Ascending, each number once. Relaxed, since a ticket orders nothing.

@@ -1,7 +1,7 @@
 // High-throughput dispatch inside one NVLink domain, into rows that peers can write.
 //
 //   after   out row i == x_r[source[i]] for rows_until[r-1] <= i < rows_until[r], every rank r, bit for bit; none beyond
-//           the granted room
+//           the granted room; whole_or_nothing: or nothing at all at this rank, and no turn
 //   roles   row warps: rows of x by ticket, read once, written to every receiver; side warps: all other fields, 32 tokens
 //           a ticket; one warp of the first block to come grants; the block that is through last tells the peers and
 //           waits for theirs
@@ -35,6 +35,26 @@ __device__ bool exchange_arrivals(const DispatchParams& p, const Turn& turn, int
                turn.mark);
 }
 
+/// One thread of the last block.
+__device__ void end_behind_notify(const DispatchParams& p) {
+  if (!p.behind_notify) return;
+  ++p.team.state->places_taken;
+  ptx::grid_dependency_wait();  // what follows in the stream comes after the end of notify, too
+}
+
+/// Every block finds the same: notify has written the numbers before it made the places.
+__device__ bool lacks_room_for_all(const DispatchParams& p) {
+  return static_cast<std::uint64_t>(p.rows_until[p.team.num_ranks - 1]) > p.grant.room;
+}
+
+/// One thread of the last block: nothing was granted, sent or told, and the turn stays. That a peer's launch has begun the
+/// same turn is all the same to it: it pushes nothing here before the grant of the next launch, which it finds under the
+/// credit word, and it ends when the rows of that launch have come.
+__device__ void take_back_launch(const DispatchParams& p) {
+  leave_turn(p.team, kSeqDispatch);
+  end_behind_notify(p);
+}
+
 /// The whole op of one block.
 template <bool kBulk>
 __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
@@ -50,7 +70,12 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   if (warp == rows + sides && lane_index() == 0) grant_ticket = draw_ticket(p.team, kPileGrant);
   if (kBulk && warp < rows) bulk_rows.start();
   open_turn(p.team, kSeqDispatch, turn);
-  if (p.behind_notify && threadIdx.x == blockDim.x - 1 && !wait_for_places(p.team, turn)) turn.left = true;
+  __shared__ bool lacks_room;
+  if (threadIdx.x == blockDim.x - 1) {
+    if (p.behind_notify && !wait_for_places(p.team, turn)) turn.left = true;
+    lacks_room = p.whole_or_nothing && !turn.left && lacks_room_for_all(p);
+    turn.left = turn.left || lacks_room;  // no part begins
+  }
   __syncthreads();  // turn and places are there
   bool ok = true;
   if (warp < rows) {
@@ -60,6 +85,10 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   } else if (from_lane(grant_ticket, 0) == 0 && !turn.left) {
     grant_rows(p, turn);  // in the first block to come
   }
+  if (lacks_room) {
+    if (last_to_finish(p.team, kSeqDispatch, false) && threadIdx.x == 0) take_back_launch(p);
+    return;
+  }
   ok = ok && !turn.left;
   if (!last_to_finish(p.team, kSeqDispatch, !ok)) return;
   const int peer = static_cast<int>(threadIdx.x);
@@ -67,9 +96,7 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   if (__syncthreads_and(ok ? 1 : 0) == 0) return;
   if (threadIdx.x != 0) return;
   end_turn(p.team, kSeqDispatch, turn);
-  if (!p.behind_notify) return;
-  ++p.team.state->places_taken;
-  ptx::grid_dependency_wait();  // what follows in the stream comes after the end of notify, too
+  end_behind_notify(p);
 }
 
 }  // namespace

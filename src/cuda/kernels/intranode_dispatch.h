@@ -35,6 +35,9 @@ struct DispatchParams {
   /// Rows beyond those received have ids of -1 up to here, the room; 0 = leave them (exact-size outputs).
   std::int64_t mark_rest_until = 0;
   const std::int32_t* rows_until = nullptr;  ///< [num_ranks], device
+  /// Where more rows come than the grant has room for, this launch does nothing and takes no turn, as if it had never been
+  /// made: its peers wait for the next one, which has the room. Else the surplus is dropped.
+  bool whole_or_nothing = false;
   /// The launch before this one in the stream is the notify that makes `places`, with dispatch_behind, on a GPU that serves
   /// this rank only: starts before notify has ended.
   bool behind_notify = false;

@@ -55,6 +55,19 @@ void Heap::release(std::uint64_t offset, std::vector<std::shared_ptr<const Compl
   released_.push_back(offset);
 }
 
+void Heap::keep_front(std::uint64_t offset, std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto found = blocks_.find(offset);
+  if (found == blocks_.end() || found->second.released || found->second.lifetime == Lifetime::kGraph) return;
+  std::uint64_t& held = found->second.bytes;
+  if (bytes >= held) return;
+  const std::uint64_t kept = core::round_up(std::max<std::uint64_t>(bytes, 1), kAlignment);
+  if (kept >= held) return;
+  in_use_ -= held - kept;
+  put(offset + kept, held - kept);
+  held = kept;
+}
+
 std::uint64_t Heap::largest_free() const {
   const std::lock_guard lock(mutex_);
   std::uint64_t largest = 0;

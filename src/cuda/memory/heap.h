@@ -53,6 +53,10 @@ class Heap {
   /// Likewise after all of them: a block that several streams have used.
   void release(std::uint64_t offset, std::vector<std::shared_ptr<const Completion>> after);
 
+  /// The block ends after its first `bytes`, at least one; what lies behind them is free at once: nobody has ever used it.
+  /// Of a graph's block, and of what is released or was never handed out, everything stays.
+  void keep_front(std::uint64_t offset, std::uint64_t bytes);
+
   std::uint64_t largest_free() const;
   /// Are there released blocks whose work was not over when allocate() last looked?
   bool has_pending() const;
