@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/low_latency.h"
+#include "low_latency_pair.h"
 #include "low_latency_world.h"
 #include "reference/low_latency.h"
 
@@ -15,22 +16,6 @@ static __global__ void linger(std::uint64_t ns) {
   while (protocol::now_ns() - from < ns) {
   }
 }
-
-/// How one op of a pair runs.
-struct Options {
-  Wire wire = Wire::kBF16;
-  bool round_scale = false, hook = false, exact = false, early = false;
-  bool find_rows = false;  ///< combine: without dispatch's table
-  int num_sms = 0;
-};
-
-/// One pair: inputs and outputs of all ranks. Memory is given by an Arena and reused.
-struct Pair {
-  Shape shape;
-  std::vector<int> tokens;
-  bool wide_ids = true;
-  Options dispatch, combine;
-};
 
 /// Host and device memory of one rank for one pair.
 struct Buffers {
@@ -340,21 +325,8 @@ class Test {
     return values;
   }
 
-  static std::string text_of(const Pair& p) {
-    char text[160];
-    std::snprintf(text, sizeof text, "E %d K %d hidden %lld M %lld wire %d/%d hook %d/%d exact %d early %d/%d sms %d/%d T",
-                  p.shape.num_experts, p.shape.top_k, static_cast<long long>(p.shape.hidden),
-                  static_cast<long long>(p.shape.max_tokens), static_cast<int>(p.dispatch.wire),
-                  static_cast<int>(p.combine.wire), p.dispatch.hook, p.combine.hook, p.combine.exact, p.dispatch.early,
-                  p.combine.early, p.dispatch.num_sms, p.combine.num_sms);
-    std::string all = text;
-    for (const int tokens : p.tokens) all += " " + std::to_string(tokens);
-    return all;
-  }
-
   bool fail(const Run& run, int r, const char* what, long long index, long long got, long long want) {
-    std::printf("FAIL rank %d: %s[%lld] = %llx, want %llx; %s\n", r, what, index, got, want,
-                text_of(run.pair).c_str());
+    std::printf("FAIL rank %d: %s[%lld] = %llx, want %llx; %s\n", r, what, index, got, want, text_of(run.pair).c_str());
     std::fflush(stdout);
     return false;
   }

@@ -98,16 +98,16 @@ nb::object hook_or_event(Pending pending, bool hook) {
 nb::object low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden,
                                 std::int64_t max_tokens, nb::handle x, nb::handle experts, nb::handle out_x,
                                 nb::handle out_scales, nb::handle out_counts, nb::handle out_source,
-                                nb::handle out_range, nb::handle out_rows, nb::handle received, nb::handle waited, int wire,
-                                bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
+                                nb::handle out_range, nb::handle out_rows, nb::handle received, nb::handle waited,
+                                int wire, bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
                                 std::vector<Event> after, bool wait) {
   const ArrayReader read = reader_of(engine, "low_latency_dispatch");
   const TensorView tokens = read("x", x);
   Routing routing;
   routing.experts = read("experts", experts);
-  const ExpertSlabs out{read("out.x", out_x), read.optional("out.scales", out_scales), read("out.counts", out_counts),
-                        read("out.source", out_source), read("out.range", out_range),
-                        read.optional("out.rows", out_rows)};
+  const ExpertSlabs out{read("out.x", out_x),           read.optional("out.scales", out_scales),
+                        read("out.counts", out_counts), read("out.source", out_source),
+                        read("out.range", out_range),   read.optional("out.rows", out_rows)};
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.round_scale = round_scale;
   options.received = read.optional("received", received);
@@ -207,13 +207,14 @@ void bind_engine(nb::module_& module) {
       .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
            nb::arg("max_tokens"), nb::arg("x"), nb::arg("experts"), nb::arg("out_x").none(),
            nb::arg("out_scales").none(), nb::arg("out_counts").none(), nb::arg("out_source").none(),
-           nb::arg("out_range").none(), nb::arg("out_rows").none(), nb::arg("received").none(), nb::arg("waited").none(), nb::arg("wire"),
-           nb::arg("round_scale"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"),
-           nb::arg("wait"))
+           nb::arg("out_range").none(), nb::arg("out_rows").none(), nb::arg("received").none(),
+           nb::arg("waited").none(), nb::arg("wire"), nb::arg("round_scale"), nb::arg("hook"), nb::arg("stream"),
+           nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"))
       .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
-           nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("rows").none(), nb::arg("experts"),
-           nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"), nb::arg("zero_copy"),
-           nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"))
+           nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("rows").none(),
+           nb::arg("experts"), nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"),
+           nb::arg("zero_copy"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"),
+           nb::arg("wait"))
       .def(
           "combine_buffer",
           [](Engine& engine, int num_experts, std::int64_t hidden, std::int64_t max_tokens) {

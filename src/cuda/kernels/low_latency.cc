@@ -36,8 +36,7 @@ int complete(CallParams& call, int num_sms, int least_warps, int most_warps) {
   at.marks = team.window[team.rank] + team.layout.low_latency_mark;
 
   for (int rank = 0; rank <= kMaxRanks; ++rank) {
-    call.first_expert[rank] =
-        rank < ranks ? core::expert_block(call.num_experts, ranks, rank).first : call.num_experts;
+    call.first_expert[rank] = rank < ranks ? core::expert_block(call.num_experts, ranks, rank).first : call.num_experts;
   }
   call.num_local_experts = core::expert_block(call.num_experts, ranks, team.rank).count;
   const unsigned smaller = static_cast<unsigned>(call.num_experts / ranks);

@@ -40,8 +40,8 @@ struct RoutingParams {
 
 /// Where regions and the frame's words lie, ready to be used: on the way of every row.
 struct Addresses {
-  std::byte* to[kMaxRanks] = {};  ///< this rank's region at each rank, of turns 0 mod 4
-  std::byte* from = nullptr;      ///< source 0's region here, likewise
+  std::byte* to[kMaxRanks] = {};                         ///< this rank's region at each rank, of turns 0 mod 4
+  std::byte* from = nullptr;                             ///< source 0's region here, likewise
   std::uint64_t source_bytes = 0, turn_bytes = 0;        ///< from one source's region to the next, from one turn's
   std::uint64_t words = 0, packets = 0, records = 0;     ///< offsets in a region
   const std::uint32_t *turn = nullptr, *left = nullptr;  ///< of State
@@ -62,15 +62,15 @@ struct CallParams {
   RoutingParams routing;
   // Filled by the launch functions.
   Cut cut;
-  Form own_form = Form::kWords;           ///< of this rank's rows, but for a refresh
-  int warps = 1;                          ///< that share a row, per role
-  int pieces = 1;                         ///< units of `warps` strips in a row
-  std::uint32_t piece_reciprocal = 0;     ///< 2^32 / pieces, rounded up
-  std::uint32_t choice_reciprocal = 0;    ///< 2^kLaneBits / top_k, rounded up
-  int tokens_per_warp = 1;                ///< whose choices fit the lanes of a warp
-  int first_expert[kMaxRanks + 1] = {};   ///< of each rank's block
-  int larger_experts = 0;                 ///< experts of ranks that host one more than the others
-  int larger_ranks = 0;                   ///< those ranks
+  Form own_form = Form::kWords;                                 ///< of this rank's rows, but for a refresh
+  int warps = 1;                                                ///< that share a row, per role
+  int pieces = 1;                                               ///< units of `warps` strips in a row
+  std::uint32_t piece_reciprocal = 0;                           ///< 2^32 / pieces, rounded up
+  std::uint32_t choice_reciprocal = 0;                          ///< 2^kLaneBits / top_k, rounded up
+  int tokens_per_warp = 1;                                      ///< whose choices fit the lanes of a warp
+  int first_expert[kMaxRanks + 1] = {};                         ///< of each rank's block
+  int larger_experts = 0;                                       ///< experts of ranks that host one more than the others
+  int larger_ranks = 0;                                         ///< those ranks
   std::uint32_t larger_reciprocal = 0, smaller_reciprocal = 0;  ///< 2^kExpertBits / experts of such a rank
   int num_local_experts = 0;                                    ///< of this rank
   Team team;

@@ -218,9 +218,7 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   shape.threads = static_cast<unsigned>((p.call.warps + homeward::kServiceWarps) * kLanes);
   shape.stream = stream;
   shape.early = early;
-  (logfmt         ? homeward::kLogFmt
-   : p.per_choice ? homeward::kChoices
-                  : homeward::kAnswers)(shape, p);
+  (logfmt ? homeward::kLogFmt : p.per_choice ? homeward::kChoices : homeward::kAnswers)(shape, p);
 }
 
 }  // namespace anyep::cuda::low_latency

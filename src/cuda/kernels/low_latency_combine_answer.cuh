@@ -150,12 +150,12 @@ __device__ __forceinline__ Found find(const Clerk& clerk, int first, int end, in
     bool came = (block.dead >> home & 1) == 0;
     if (came) {
       std::byte* const region = region_from(call, turn, home);
-      std::uint64_t& words = word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
+      std::uint64_t& words =
+          word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
       came = await(call, block, turn, home, kWaitMidSend, [&] {
         seen = protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
         ptx::load_two_words(&words, expert, weight);
-        const bool there = (is_fresh(expert, turn.number) && is_fresh(weight, turn.number)) ||
-                           token >= tokens_of(seen);
+        const bool there = (is_fresh(expert, turn.number) && is_fresh(weight, turn.number)) || token >= tokens_of(seen);
         return (protocol::count_epoch(seen) == turn.number && there) || retreats(block);
       });
     }
@@ -267,7 +267,8 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
   Begun begun{false, 0};
   const unsigned present = __reduce_or_sync(kAllLanes, here && ahead.head.present ? 1u << home : 0);
-  if (lane_index() == 0) block.present = present | 1u << call.team.rank;  // the data warps want it, if nothing else comes
+  if (lane_index() == 0)
+    block.present = present | 1u << call.team.rank;  // the data warps want it, if nothing else comes
   const bool alone = end == ranks && serves_alone(block);
   const bool one_chunk = records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
   bool all = false;
@@ -351,7 +352,8 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
   int releases = 0;
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
-    ptx::barrier_sync(kRoundBarrier, (call.warps + 1) * kLanes);  // and whoever is here is through with the round before
+    ptx::barrier_sync(kRoundBarrier,
+                      (call.warps + 1) * kLanes);  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
 #pragma unroll 1
     for (int i = 0; i < round.num_steps; ++i) {

@@ -19,8 +19,8 @@ __device__ __forceinline__ bool take_answer(const CallParams& call, Block& block
   } else if (form == Form::kPackets) {
     const std::byte* const from = region + call.at.packets + call.cut.packet(token, strip) * 16;
     Packets<1> packets;
-    came = await(call, block, turn, rank, kWaitInReceive,
-                 [&] { return load_packets<1, 0>(from, packets, turn.number); });
+    came =
+        await(call, block, turn, rank, kWaitInReceive, [&] { return load_packets<1, 0>(from, packets, turn.number); });
     came = __all_sync(kAllLanes, came);
     unpack(packets, answer);
   } else {

@@ -11,7 +11,7 @@
 //   needs   the same shape, wire format and hook on every rank (the marks' code); see low_latency_frame.cuh
 #include "cuda/kernels/low_latency_dispatch.h"
 
-#include "cuda/kernels/low_latency_dispatch_receive.cuh"
+#include "cuda/kernels/low_latency_dispatch_clerk.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace anyep::cuda::low_latency {

@@ -19,8 +19,8 @@ struct DispatchParams {
   std::int64_t scale_expert_stride = 0, scale_row_stride = 0, scale_column_stride = 0;  ///< in elements
   std::int32_t* counts = nullptr;                                                       ///< [local_experts]
   std::int32_t* source = nullptr;                                                       ///< [local_experts, S]
-  std::int64_t* range = nullptr;     ///< [local_experts, num_ranks]: begin << 32 | count
-  std::int32_t* rows = nullptr;      ///< [num_ranks, max_tokens, top_k]: where each choice lies (low_latency.h); or null
+  std::int64_t* range = nullptr;  ///< [local_experts, num_ranks]: begin << 32 | count
+  std::int32_t* rows = nullptr;   ///< [num_ranks, max_tokens, top_k]: where each choice lies (low_latency.h); or null
   std::int32_t* received = nullptr;  ///< [local_experts], added to; or null
 };
 

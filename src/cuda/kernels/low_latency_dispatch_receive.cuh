@@ -1,4 +1,5 @@
-// Low-latency dispatch, the receiver's side: the clerk finds out where rows go, data warps take and copy them.
+// Low-latency dispatch, the receiver's side: the clerk (low_latency_dispatch_clerk.cuh) finds out where rows go, data warps take
+// and copy them.
 //
 // They meet at a barrier per round: for one token of some sources, or of all, which choices go where. Own rows are part of
 // it; their senders still have them.
@@ -41,7 +42,9 @@ __device__ __forceinline__ void gather_counts(const CallParams& call, Shared& sh
       const bool all = await(call, block, turn, missing, kWaitInReceive, [&] {
         missing = -1;
 #pragma unroll
-        for (int i = 0; i < kUnroll; ++i) words[i] = protocol::Shared(*at[i]).load(protocol::kRelaxed);
+        for (int i = 0; i < kUnroll; ++i) {
+          words[i] = protocol::Shared(*at[i]).load(protocol::kRelaxed);
+        }
 #pragma unroll
         for (int i = 0; i < kUnroll; ++i) {
           if ((dead >> from[i] & 1) == 0 && protocol::count_epoch(words[i]) != turn.number) missing = from[i];
@@ -138,8 +141,7 @@ __device__ __forceinline__ Early<kFp8> look_early(const CallParams& call, const 
   const Form form = own_form(call, turn);
   if (form == Form::kRecords || call.team.num_ranks == 1 || strip >= item.end_strip) return early;
   if (item.first >= min(call.max_tokens, form == Form::kWords ? kMostWordTokens : kMostPacketTokens)) return early;
-  const std::byte* const from =
-      region_from(call, turn, source_at(call, 1)) + strip_at(call, form, item.first, strip);
+  const std::byte* const from = region_from(call, turn, source_at(call, 1)) + strip_at(call, form, item.first, strip);
   bool there = false;
   while (!there && !any_lane(look_at(shared.posted) != 0)) {  // the clerk's wait has a limit
     there = __all_sync(kAllLanes, see_strip<kFp8>(from, form, turn, early.row));
@@ -185,8 +187,8 @@ __device__ __forceinline__ void expand(const DispatchParams& p, const Target* ta
 
 /// Waits for a strip of a peer. False in all lanes: it will not come, or this block retreats.
 template <bool kFp8>
-__device__ __forceinline__ bool take_strip(const CallParams& call, Block& block, const Turn& turn, Form form, int source,
-                                           int token, int strip, RowStrip<kFp8>& row) {
+__device__ __forceinline__ bool take_strip(const CallParams& call, Block& block, const Turn& turn, Form form,
+                                           int source, int token, int strip, RowStrip<kFp8>& row) {
   const std::byte* const from = region_from(call, turn, source) + strip_at(call, form, token, strip);
   if (form == Form::kRecords) {
     load_record<kFp8>(call, from, strip, row);
@@ -202,8 +204,8 @@ __device__ __forceinline__ bool take_strip(const CallParams& call, Block& block,
 
 /// Senders (own rows) and receivers (peers' rows), until the clerk says that this was the last round.
 template <bool kFp8>
-__device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& shared, const Role& role, const Turn& turn,
-                                             const OwnStrip<kFp8>& own, const Early<kFp8>& early) {
+__device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& shared, const Role& role,
+                                             const Turn& turn, const OwnStrip<kFp8>& own, const Early<kFp8>& early) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const unsigned choices_of_step = (1u << (call.top_k - 1)) * 2 - 1;
@@ -235,307 +237,6 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
     }
     if (round.last) return;
   }
-}
-
-// ---- clerk ---------------------------------------------------------------------------------------------------------
-
-/// Where one choice of a token goes, in its lane.
-struct Found {
-  bool asked = false;     ///< this lane has a choice of a token that its source has
-  std::int32_t row = -1;  ///< as DispatchParams::rows has it
-  Target target{};
-  std::int32_t* source = nullptr;  ///< of that row
-  Head head;                       ///< of the lane's source
-};
-
-/// The clerk of a block, one warp: what it needs wherever it is.
-struct Clerk {
-  const DispatchParams& p;
-  Shared& shared;
-  Turn turn;
-  LaneOfChoices lane;
-  int round_threads;
-  int parity;  ///< of the next round
-
-  __device__ __forceinline__ Clerk(const DispatchParams& params, Shared& block, const Turn& now, int threads, int next)
-      : p(params), shared(block), turn(now), lane(params.call), round_threads(threads), parity(next) {}
-};
-
-/// The choices of `token` at the sources at steps [first, end) as their words say it, and those sources' heads. `own`: the
-/// places of this rank's token, where they need not be asked for.
-__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, int first, int end, int token, const Place* own,
-                                             Found& found) {
-  const CallParams& call = clerk.p.call;
-  const Turn& turn = clerk.turn;
-  Block& block = clerk.shared.block;
-  const int step = first + clerk.lane.number;
-  const bool mine = clerk.lane.number < call.tokens_per_warp && step < end;
-  const int source = source_at(call, mine ? step : 0);
-  const bool is_own = source == call.team.rank;
-  std::uint32_t value = kNoChoice;
-  if (is_own && (own != nullptr || !mine)) {
-    found.head = {true, call.routing.num_tokens, own_form(call, turn)};
-    found.asked = mine && token < found.head.tokens;
-    if (found.asked && own->home == source) value = own->value;
-  } else {
-    std::uint64_t seen = 0, choice = 0;
-    bool came = (block.dead >> source & 1) == 0;
-    if (came) {
-      std::byte* const region = region_from(call, turn, source);
-      std::uint64_t& word = word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
-      came = await(call, block, turn, source, kWaitInReceive, [&] {
-        seen = is_own ? protocol::make_count(turn.number, static_cast<std::uint32_t>(call.team.code) << 16 |
-                                                              static_cast<std::uint32_t>(own_form(call, turn)) << kTokenBits |
-                                                              static_cast<std::uint32_t>(call.routing.num_tokens))
-                      : protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
-        choice = protocol::Shared(word).load(protocol::kRelaxed);
-        const bool there = protocol::count_epoch(choice) == turn.number || token >= tokens_of(seen);
-        return (protocol::count_epoch(seen) == turn.number && there) || retreats(block);
-      });
-    }
-    found.head = read_head(call, block, turn, source, came && protocol::count_epoch(seen) == turn.number, seen);
-    found.asked = token < found.head.tokens && protocol::count_epoch(choice) == turn.number;
-    if (found.asked) value = protocol::count_value(choice);
-  }
-  __syncwarp();
-  return value;
-}
-
-/// Where a choice goes, now that the counts are there; they are not where this block retreats. All lanes, each its own.
-__device__ __forceinline__ void locate(const Clerk& clerk, int first, std::uint32_t value, Found& found) {
-  const DispatchParams& p = clerk.p;
-  const CallParams& call = p.call;
-  if (any_lane(retreats(clerk.shared.block))) {
-    found.asked = false;  // whoever serves in its place says where it went
-    return;
-  }
-  const auto expert = static_cast<int>(value >> kPositionBits);
-  const int slab_rows = call.team.num_ranks * call.max_tokens;
-  if (value == kNoChoice || expert >= call.num_local_experts) return;
-  const int source = source_at(call, first + clerk.lane.number);
-  int row = static_cast<int>(value & ((1u << kPositionBits) - 1));
-#pragma unroll 1
-  for (int earlier = 0; earlier < source; ++earlier) row += clerk.shared.counts[earlier * call.num_local_experts + expert];
-  if (row >= slab_rows) return;
-  const int slab_row = expert * slab_rows + row;
-  found.row = expert << kRowBits | row;
-  found.target.row = p.slab + slab_row * (p.wire == Wire::kBF16 ? call.hidden * 2 : call.hidden);
-  found.target.scales = p.scales + expert * p.scale_expert_stride + row * p.scale_row_stride;
-  found.source = p.source + slab_row;
-}
-
-/// Tells the data warps about a token of the sources at steps [first, end), lanes as ask() has them.
-__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, int token, int first, int end,
-                                     bool last) {
-  Round& round = clerk.shared.round[clerk.parity];
-  clerk.parity ^= 1;
-  const bool hit = clerk.lane.number < end - first && found.row >= 0;
-  const unsigned hits = __ballot_sync(kAllLanes, hit);
-  round.targets[lane_index()] = found.target;
-  if (hit) round.form[clerk.lane.number] = found.head.form;  // the same in all lanes of a source
-  if (lane_index() == 0) {
-    round.token = token;
-    round.first_strip = item.first_strip;
-    round.end_strip = item.end_strip;
-    round.first_step = first;
-    round.num_steps = end - first;
-    round.last = last;
-    round.hits = hits;
-    tell(clerk.shared.posted, 1);
-  }
-  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
-}
-
-/// Notes where a token of the sources at steps [first, end) went.
-__device__ __forceinline__ void note(const Clerk& clerk, const Found& found, const Item& item, int token, int first,
-                                     int end) {
-  const DispatchParams& p = clerk.p;
-  if (item.first_strip != 0 || clerk.lane.number >= end - first || !found.asked) return;
-  if (found.row >= 0) *found.source = token;
-  if (p.rows != nullptr) {
-    const int source = source_at(p.call, first + clerk.lane.number);
-    p.rows[(source * p.call.max_tokens + token) * p.call.top_k + clerk.lane.choice] = found.row;
-  }
-}
-
-/// A round without rows: the data warps are through with what came before when they come; or it is the last.
-__device__ __forceinline__ void post(Clerk& clerk, bool last) {
-  if (lane_index() == 0) {
-    clerk.shared.round[clerk.parity].num_steps = 0;
-    clerk.shared.round[clerk.parity].last = last;
-    tell(clerk.shared.posted, 1);
-  }
-  clerk.parity ^= 1;
-  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
-}
-
-/// A chunk's flag, if anything of it comes here. All lanes.
-__device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int chunk, Found& found) {
-  if (step == 0 || !__any_sync(kAllLanes, found.row >= 0)) return;  // own records have none
-  bool came = true;
-  if (lane_index() == 0) {
-    came = await_flag(clerk.p.call, clerk.shared.block, clerk.turn, source_at(clerk.p.call, step), chunk);
-  }
-  // Pattern B, by the barrier of the round for all. Not there: a peer that died in mid-send, or this block is broken.
-  if (!__all_sync(kAllLanes, came)) found.row = -1;
-}
-
-/// What a clerk has done of its block's own share before serve() does the rest.
-struct Begun {
-  bool units;        ///< the first unit, of the sources whose rows are words or packets
-  unsigned records;  ///< steps of sources whose first chunk is done
-};
-
-/// The rounds of a share: units of all sources of a group whose rows are words or packets, then records source by source,
-/// chunk by chunk. Own rows come first: they hide the others' flight. Out of line: small batches have but one round. Returns
-/// the next round's parity.
-static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared, const Turn turn, int round_threads,
-                                         int parity, int share, const Begun begun) {
-  const CallParams& call = p.call;
-  const Block& block = shared.block;
-  Clerk clerk(p, shared, turn, round_threads, parity);
-  const int ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
-#pragma unroll 1
-  for (int first = 0; first < ranks; first += call.tokens_per_warp) {
-    const int end = min(first + call.tokens_per_warp, ranks);
-    int most = 0;
-    unsigned records = 0;
-#pragma unroll 1
-    for (int step = first; step < end; ++step) {
-      const int source = source_at(call, step);
-      if (block.form[source] == Form::kRecords) {
-        records |= 1u << step;
-      } else {
-        most = max(most, block.tokens[source]);
-      }
-    }
-    // One place for both kinds of items: steps of the group at once, then those of records one by one.
-#pragma unroll 1
-    for (unsigned kinds = records << 1 | 1u; kinds != 0; kinds &= kinds - 1) {
-      const int kind = __ffs(static_cast<int>(kinds)) - 2;  // -1 = units, else a step
-      const bool in_records = kind >= 0;
-      const int tokens = in_records ? block.tokens[source_at(call, kind)] : most;
-      const bool done = in_records ? (begun.records >> kind & 1) != 0 : begun.units && first == 0;
-#pragma unroll 1
-      for (int at = share + (done ? blocks : 0); at < num_items(call, in_records, tokens); at += blocks) {
-        const Item item = item_of(call, in_records, tokens, at);
-        bool flagged = !in_records;
-#pragma unroll 1
-        for (int token = item.first; token < item.end; ++token) {
-          const int from = in_records ? kind : first, to = in_records ? kind + 1 : end;
-          Found found;
-          const std::uint32_t value = ask(clerk, from, to, token, nullptr, found);
-          locate(clerk, from, value, found);
-          if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) {
-            found.asked = false;
-            found.row = -1;
-          }
-          if (!flagged) await_chunk(clerk, kind, at, found);
-          flagged = flagged || __any_sync(kAllLanes, found.row >= 0);
-          emit(clerk, found, item, token, from, to, false);
-          note(clerk, found, item, token, from, to);
-        }
-      }
-    }
-  }
-  return clerk.parity;
-}
-
-/// A share of the rows of tokens that their sources do not have. `tokens`: in lane r, of rank r.
-__device__ __forceinline__ void forget_rest(const DispatchParams& p, const Block& block, int share) {
-  const CallParams& call = p.call;
-  const int step = static_cast<int>(gridDim.x) * kLanes, most = call.max_tokens * call.top_k;
-#pragma unroll 1
-  for (int source = 0; source < call.team.num_ranks; ++source) {
-    std::int32_t* const rows = p.rows + source * most;
-#pragma unroll 1
-    for (int at = block.tokens[source] * call.top_k + share * kLanes + lane_index(); at < most; at += step) {
-      rows[at] = -1;
-    }
-  }
-}
-
-/// When it is not yet known for whom else this block serves.
-static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared& shared, const Turn turn,
-                                                int round_threads, int parity) {
-  Clerk clerk(p, shared, turn, round_threads, parity);
-  post(clerk, false);
-  if (lane_index() == 0) tell(shared.block.received, 1);
-  if (gate_opens(shared.block)) {
-    for_each_share(shared.block, false, [&](int share) {
-      clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, {});
-      if (p.rows != nullptr) forget_rest(p, shared.block, share);
-      if (share != static_cast<int>(gridDim.x) - 1) return;
-      gather_counts(p.call, shared, turn, p.call.team.num_ranks, lane_index(), kLanes);
-      __syncwarp();
-      write_counts(p, shared);
-    });
-  }
-  return clerk.parity;
-}
-
-/// All that a clerk does to receive. `own`: the places of this block's first token, null if they are not known.
-__device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& shared, const Turn& turn, int round_threads,
-                                          int counts_threads, const Place* own) {
-  const CallParams& call = p.call;
-  Block& block = shared.block;
-  Clerk clerk(p, shared, turn, round_threads, 0);
-  const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
-  const int group = min(ranks, call.tokens_per_warp);
-  const Item item = item_of(call, false, 0, share);
-  // The first token, before it is known who has how many.
-  Found ahead;
-  const std::uint32_t value = ask(clerk, 0, group, item.first, own, ahead);
-  ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
-  locate(clerk, 0, value, ahead);
-  const bool here = clerk.lane.number < group;
-  const bool in_records = here && ahead.head.form == Form::kRecords;
-  const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
-  const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
-  Begun begun{false, 0};
-  bool all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
-  if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
-    Found units = ahead;
-    if (in_records) units.row = -1;
-    emit(clerk, units, item, item.first, 0, group, all);
-    units.asked = ahead.asked && !in_records;
-    note(clerk, units, item, item.first, 0, group);
-    begun.units = true;
-  }
-  if (records != 0 && item.first == share && most <= kMaxChunks) {  // a chunk is a token, and this is the one
-    all = begun.units ? false : group == ranks && most <= blocks && serves_alone(block);
-#pragma unroll 1
-    for (int step = 0; step < group; ++step) {
-      if ((records >> step & 1) == 0) continue;
-      Found found;
-      const int from = (lane_index() + step * call.top_k) % kLanes;
-      const std::int32_t row = from_lane(ahead.row, from);
-      found.target.row = from_lane(ahead.target.row, from);
-      found.target.scales = from_lane(ahead.target.scales, from);
-      found.source = from_lane(ahead.source, from);
-      const bool asked = from_lane(ahead.asked ? 1 : 0, from) != 0;
-      found.head.form = Form::kRecords;
-      if (clerk.lane.number == 0) {
-        found.asked = asked;
-        found.row = row;
-      }
-      const Item chunk{share, share + 1, 0, call.cut.strips};
-      await_chunk(clerk, step, share, found);
-      emit(clerk, found, chunk, share, step, step + 1, all && step + 1 == group);
-      note(clerk, found, chunk, share, step, step + 1);
-      begun.records |= 1u << step;
-    }
-  }
-  keep_head(block, here && clerk.lane.choice == 0, source_at(call, here ? clerk.lane.number : 0), ahead.head);
-  if (group < ranks) await_heads(call, block, turn, group);
-  if (group < ranks || begun.records != records || most * call.pieces > blocks) {
-    clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, begun);
-  }
-  if (p.rows != nullptr) forget_rest(p, block, share);
-  if (is_clerk_block()) write_counts(p, shared);
-  if (all) return;
-  if (!serves_alone(block)) clerk.parity = serve_others(p, shared, turn, round_threads, clerk.parity);
-  post(clerk, true);
 }
 
 }  // namespace anyep::cuda::low_latency::outward

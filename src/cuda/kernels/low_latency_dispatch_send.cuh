@@ -164,7 +164,8 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, cons
   const Form form = own_form(call, turn);
   const bool in_records = form == Form::kRecords;
 #pragma unroll 1
-  for (int at = static_cast<int>(blockIdx.x); at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
+  for (int at = static_cast<int>(blockIdx.x); at < num_items(call, in_records, tokens);
+       at += static_cast<int>(gridDim.x)) {
     const Item item = item_of(call, in_records, tokens, at);
 #pragma unroll 1
     for (int token = item.first; token < item.end; ++token) {
@@ -176,7 +177,8 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, cons
         put_strip<kFp8>(call, turn, form, hosts, strip_at(call, form, token, strip), strip, row);
       }
     }
-    if (in_records) ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
+    if (in_records)
+      ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
   }
   if (!is_refresh(turn.number)) return;
   const int me = call.team.rank;
@@ -190,7 +192,7 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, cons
 /// Senders: this rank's rows to peers. Returns the block's first strip, which its sender has in registers.
 template <bool kFp8>
 __device__ __forceinline__ OwnStrip<kFp8> send_rows(const DispatchParams& p, Block& block, const Role& role,
-                                                     Turn& turn) {
+                                                    Turn& turn) {
   const CallParams& call = p.call;
   const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
   const bool in_records = call.own_form == Form::kRecords;

@@ -40,10 +40,9 @@ __global__ void find_rows_kernel(const __grid_constant__ FindRowsParams p) {
     int found = 0;
     for (int first = 0; first < p.num_local_experts; first += kLanes) {
       const int expert = first + lane;
-      const int row = expert < p.num_local_experts
-                          ? row_of(p.source + static_cast<std::int64_t>(expert) * slab_rows,
-                                   p.range[expert * p.num_ranks + rank], slab_rows, token)
-                          : -1;
+      const int row = expert < p.num_local_experts ? row_of(p.source + static_cast<std::int64_t>(expert) * slab_rows,
+                                                            p.range[expert * p.num_ranks + rank], slab_rows, token)
+                                                   : -1;
       const unsigned here = __ballot_sync(kAllLanes, row >= 0);
       const int index = found + __popc(here & ((1u << lane) - 1));
       if (row >= 0 && index < p.top_k) rows[index] = expert << kRowBits | row;

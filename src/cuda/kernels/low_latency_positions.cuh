@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/kernels/low_latency_frame.cuh"
+#include "cuda/kernels/low_latency_gate.cuh"
 
 namespace anyep::cuda::low_latency {
 

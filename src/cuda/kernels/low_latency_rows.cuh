@@ -9,7 +9,7 @@
 #include "cuda/device/logfmt.cuh"
 #include "cuda/device/packets.cuh"
 #include "cuda/kernels/low_latency_combine.h"
-#include "cuda/kernels/low_latency_frame.cuh"
+#include "cuda/kernels/low_latency_gate.cuh"
 
 namespace anyep::cuda::low_latency {
 
