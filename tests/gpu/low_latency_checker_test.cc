@@ -2,6 +2,7 @@
 // and on a GPU where there is one: there the same functions run by warps.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <stdexcept>
@@ -20,12 +21,30 @@ namespace {
 constexpr int kShapes = 1000;
 constexpr std::uint32_t kReplay = 7;
 
-PairDraw small_pair(std::mt19937_64& random) {
-  DrawLimits limits;
-  limits.num_ranks = 1 + static_cast<int>(random() % 4);
-  limits.most_tokens = 48;
-  limits.most_elements = 1 << 18;
-  return draw_pair(random, limits);
+/// kShapes of them. Slabs of many experts are larger than the limit even with one token each.
+std::vector<PairDraw> small_pairs(std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<PairDraw> pairs;
+  for (int i = 0; i < kShapes; ++i) {
+    DrawLimits limits;
+    limits.num_ranks = 1 + static_cast<int>(random() % 4);
+    limits.most_tokens = 48;
+    limits.most_elements = 1 << 18;
+    pairs.push_back(draw_pair(random, limits));
+  }
+  return pairs;
+}
+
+/// What a rank's tensors of any of these pairs take.
+std::size_t most_bytes(const std::vector<PairDraw>& pairs) {
+  std::size_t most = 0;
+  for (const PairDraw& pair : pairs) {
+    PairCall call = pair.call;
+    for (call.rank = 0; call.rank < call.num_ranks; ++call.rank) {
+      most = std::max(most, PairPlaces(call, nullptr).bytes());
+    }
+  }
+  return most;
 }
 
 template <class T>
@@ -180,11 +199,11 @@ class OraclePair {
 constexpr Field kDispatchFields[] = {Field::kCounts, Field::kRange, Field::kSource, Field::kRow, Field::kScale};
 
 TEST(LowLatencyChecker, AgreesWithTheOracleOn1000Shapes) {
-  std::mt19937_64 random(1);
+  const std::vector<PairDraw> draws = small_pairs(1);
   std::int64_t planted = 0;
   unsigned long long rows = 0, tokens = 0;
   for (int i = 0; i < kShapes; ++i) {
-    OraclePair pair(small_pair(random));
+    OraclePair pair(draws[static_cast<std::size_t>(i)]);
     for (int rank = 0; rank < pair.num_ranks(); ++rank) {
       Findings findings{};
       pair.check_dispatched(rank, findings);
@@ -221,13 +240,12 @@ TEST(LowLatencyChecker, AgreesWithTheOracleOn1000Shapes) {
   EXPECT_GE(tokens, 10'000u);
 }
 
-/// A rank's pair on the GPU, its tensors beside the host's.
+/// A rank's pair on the GPU, its tensors beside the host's. Room for `most_bytes` of them.
 class DevicePair {
  public:
-  static constexpr std::size_t kBytes = std::size_t{4} << 20;
-  DevicePair() {
+  explicit DevicePair(std::size_t most_bytes) : bytes_(most_bytes) {
     void* memory = nullptr;
-    must(cudaMalloc(&memory, kBytes + sizeof(Findings) + 8));
+    must(cudaMalloc(&memory, bytes_ + sizeof(Findings) + 8));
     base_ = static_cast<std::byte*>(memory);
     must(cudaMemcpy(replay(), &kReplay, sizeof kReplay, cudaMemcpyHostToDevice));
   }
@@ -238,36 +256,40 @@ class DevicePair {
   PairMemory memory(const PairCall& call) {
     PairMemory memory = PairPlaces(call, base_).memory();
     memory.replay = replay();
-    memory.findings = reinterpret_cast<Findings*>(base_ + kBytes);
+    memory.findings = reinterpret_cast<Findings*>(base_ + bytes_);
     return memory;
   }
   void upload(const std::vector<std::byte>& bytes) {
-    if (bytes.size() > kBytes) throw std::runtime_error("the pair does not fit");
+    if (bytes.size() > bytes_) {
+      throw std::invalid_argument("a pair of " + std::to_string(bytes.size()) + " bytes; there is room for " +
+                                  std::to_string(bytes_));
+    }
     must(cudaMemcpy(base_, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
-    must(cudaMemset(base_ + kBytes, 0, sizeof(Findings)));
+    must(cudaMemset(base_ + bytes_, 0, sizeof(Findings)));
   }
   void download(std::vector<std::byte>& bytes) const {
     must(cudaMemcpy(bytes.data(), base_, bytes.size(), cudaMemcpyDeviceToHost));
   }
   Findings findings() const {
     Findings found;
-    must(cudaMemcpy(&found, base_ + kBytes, sizeof found, cudaMemcpyDeviceToHost));
+    must(cudaMemcpy(&found, base_ + bytes_, sizeof found, cudaMemcpyDeviceToHost));
     return found;
   }
 
  private:
-  std::uint32_t* replay() const { return reinterpret_cast<std::uint32_t*>(base_ + kBytes + sizeof(Findings)); }
+  std::uint32_t* replay() const { return reinterpret_cast<std::uint32_t*>(base_ + bytes_ + sizeof(Findings)); }
+  std::size_t bytes_;  ///< findings lie behind them, aligned as places are
   std::byte* base_ = nullptr;
 };
 
 TEST(LowLatencyChecker, OnTheGpuAgreesWithTheOracleOn1000Shapes) {
   if (num_gpus() == 0) GTEST_SKIP() << "no GPU";
   must(cudaSetDevice(0));
-  std::mt19937_64 random(2);
-  DevicePair device;
+  const std::vector<PairDraw> draws = small_pairs(2);
+  DevicePair device(most_bytes(draws));
   std::int64_t planted = 0;
   for (int i = 0; i < kShapes; ++i) {
-    OraclePair pair(small_pair(random));
+    OraclePair pair(draws[static_cast<std::size_t>(i)]);
     const int rank = i % pair.num_ranks();
     const PairCall& call = pair.call(rank);
     const PairMemory memory = device.memory(call);

@@ -23,7 +23,7 @@ std::int64_t columns_of(const PairCall& call) {
   return call.wire == Wire::kFP8 ? core::num_fp8_scales(call.hidden) : core::num_packed_scales(call.hidden);
 }
 
-/// Fewer tokens until the pair fits.
+/// Fewer tokens until the pair fits, or has one: experts and hidden stay as drawn.
 void fit(PairDraw& pair, const DrawLimits& limits) {
   PairCall& call = pair.call;
   const auto too_large = [&] {

@@ -25,7 +25,7 @@ struct PairDraw {
 struct DrawLimits {
   int num_ranks = 2;
   int most_tokens = 256;                                   ///< per rank; num_ranks times it at most PairCall::kMostRows
-  std::int64_t most_elements = 12 << 20;                   ///< of a rank's slab, about
+  std::int64_t most_elements = 12 << 20;                   ///< of a rank's slab, about; with one token any
   std::int64_t most_wire_bytes = std::int64_t{192} << 20;  ///< low_latency_bytes that a pair may need
 };
 PairDraw draw_pair(std::mt19937_64& random, const DrawLimits& limits);
