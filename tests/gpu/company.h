@@ -9,13 +9,31 @@
 #include <exception>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "company_kernels.h"
 #include "protocol/platform.h"
 #include "stream_graph.h"
 
 namespace anyep::test {
+
+/// Empty when on every GPU so many blocks of occupy() hold their SM, else how many do.
+inline std::string missing(CompanyWords& words, const std::vector<int>& blocks_of_gpu) {
+  std::string text;
+  bool all = true;
+  for (std::size_t gpu = 0; gpu < blocks_of_gpu.size(); ++gpu) {
+    int started = 0;
+    for (int block = 0; block < blocks_of_gpu[gpu]; ++block) {
+      if (protocol::Shared(words.started[gpu][block]).load(protocol::kAcquire) != 0) ++started;
+    }
+    all = all && started == blocks_of_gpu[gpu];
+    text += (gpu == 0 ? " GPU " : ", GPU ") + std::to_string(gpu) + ": " + std::to_string(started) + " of " +
+            std::to_string(blocks_of_gpu[gpu]) + " blocks";
+  }
+  return all ? "" : text;
+}
 
 /// CompanyWords in pinned memory that every GPU reaches.
 class SharedWords {
@@ -33,15 +51,20 @@ class SharedWords {
   SharedWords& operator=(const SharedWords&) = delete;
 
   CompanyWords* get() const { return words_; }
-  std::uint32_t gave_up() const { return protocol::Shared(words_->gave_up).load(protocol::kAcquire); }
+  /// Of the blocks that waited to their limit the last one's kernel; empty: none did.
+  std::string gave_up() const {
+    constexpr const char* kNames[] = {"", "occupy", "pass_around", "meet"};
+    return kNames[protocol::Shared(words_->gave_up).load(protocol::kAcquire)];
+  }
   void stop() const { protocol::Shared(words_->stop).store(1, protocol::kRelease); }
-  /// Until so many blocks hold their SM. @throws std::runtime_error after two seconds
-  void await_started(std::uint32_t blocks) const {
+  /// Until on every GPU so many blocks hold their SM. @throws std::runtime_error after two seconds: how many do
+  void await_started(const std::vector<int>& blocks_of_gpu) const {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-    while (protocol::Shared(words_->started).load(protocol::kAcquire) < blocks) {
-      if (std::chrono::steady_clock::now() > end) throw std::runtime_error("the company has not started");
-      std::this_thread::yield();
+    for (std::string text; !(text = missing(*words_, blocks_of_gpu)).empty(); std::this_thread::yield()) {
+      if (std::chrono::steady_clock::now() > end) throw std::runtime_error("the company has not started:" + text);
     }
+    const bool left = protocol::Shared(words_->stop).load(protocol::kAcquire) != 0;
+    if (left) throw std::runtime_error("the company was told to leave before it was used: another rank has failed");
   }
 
  private:

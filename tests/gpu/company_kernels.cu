@@ -1,5 +1,8 @@
 #include "company_kernels.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "protocol/platform.h"
 #include "stream_graph.h"
 
@@ -19,22 +22,25 @@ int whole_sm() {
 std::uint32_t __device__ look(std::uint32_t& word) {
   return protocol::Shared(word).load(protocol::kAcquire);
 }
+void __device__ say(std::uint32_t& word, std::uint32_t value) {
+  protocol::Shared(word).store(value, protocol::kRelease);
+}
 
-/// One thread waits until ready(); at the limit it says that it gave up.
+/// One thread waits until ready(); at the limit it says who gave up.
 template <class Ready>
-__device__ void wait_until(Ready&& ready, std::uint64_t limit_ns, CompanyWords* words) {
+__device__ void wait_until(Ready&& ready, std::uint64_t limit_ns, CompanyWords* words, GaveUp who) {
   const std::uint64_t from = protocol::now_ns();
   while (!ready()) {
     if (protocol::now_ns() - from < limit_ns) continue;
-    atomicAdd_system(&words->gave_up, 1u);
+    say(words->gave_up, static_cast<std::uint32_t>(who));
     return;
   }
 }
 
-__global__ void occupy_kernel(std::uint64_t limit_ns, CompanyWords* words) {
+__global__ void occupy_kernel(int gpu, std::uint64_t limit_ns, CompanyWords* words) {
   if (threadIdx.x != 0) return;
-  atomicAdd_system(&words->started, 1u);
-  wait_until([&] { return look(words->stop) != 0; }, limit_ns, words);
+  say(words->started[gpu][blockIdx.x], 1);
+  wait_until([&] { return look(words->stop) != 0; }, limit_ns, words, GaveUp::kOccupying);
 }
 
 __global__ void __launch_bounds__(kComputeThreads) compute_kernel(int depth, float* sums) {
@@ -65,15 +71,30 @@ __global__ void __launch_bounds__(kComputeThreads) compute_kernel(int depth, flo
 __global__ void pass_kernel(int rank, int num_ranks, std::uint32_t round, std::uint64_t limit_ns, CompanyWords* words) {
   if (threadIdx.x != 0) return;
   const auto block = static_cast<int>(blockIdx.x);
-  protocol::Shared(words->ring[rank][block]).store(round, protocol::kRelease);
+  say(words->ring[rank][block], round);
   std::uint32_t& neighbour = words->ring[(rank + 1) % num_ranks][block];
-  wait_until([&] { return look(neighbour) >= round; }, limit_ns, words);
+  wait_until([&] { return look(neighbour) >= round; }, limit_ns, words, GaveUp::kPassing);
 }
 
 __global__ void meet_kernel(std::uint64_t limit_ns, CompanyWords* words) {
   if (threadIdx.x != 0) return;
-  atomicAdd_system(&words->arrived, 1u);
-  wait_until([&] { return look(words->arrived) >= gridDim.x; }, limit_ns, words);
+  say(words->arrived[blockIdx.x], 1);
+  unsigned there = 0;
+  const auto all_there = [&] {
+    while (there < gridDim.x && look(words->arrived[there]) != 0) ++there;
+    return there == gridDim.x;
+  };
+  wait_until(all_there, limit_ns, words, GaveUp::kMeeting);
+}
+
+/// The current GPU, where there are words for so many blocks of it.
+int gpu_with_words(int blocks) {
+  int gpu = 0;
+  must(cudaGetDevice(&gpu));
+  if (gpu < CompanyWords::kMaxRanks && blocks <= CompanyWords::kMostSms) return gpu;
+  throw std::invalid_argument(std::to_string(blocks) + " blocks on GPU " + std::to_string(gpu) +
+                              "; there are words for " + std::to_string(CompanyWords::kMostSms) + " on GPUs below " +
+                              std::to_string(CompanyWords::kMaxRanks));
 }
 
 template <class Kernel>
@@ -100,13 +121,13 @@ void load_company_kernels() {
 }
 
 void occupy(int blocks, std::uint64_t limit_ns, CompanyWords* words, cudaStream_t stream) {
-  occupy_kernel<<<static_cast<unsigned>(blocks), kThreads, static_cast<std::size_t>(whole_sm()), stream>>>(limit_ns,
-                                                                                                           words);
+  const auto bytes = static_cast<std::size_t>(whole_sm());
+  occupy_kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(gpu_with_words(blocks), limit_ns, words);
   must(cudaGetLastError());
 }
 
 void linger_small(int blocks, std::uint64_t limit_ns, CompanyWords* words, cudaStream_t stream) {
-  occupy_kernel<<<static_cast<unsigned>(blocks), 32, 0, stream>>>(limit_ns, words);
+  occupy_kernel<<<static_cast<unsigned>(blocks), 32, 0, stream>>>(gpu_with_words(blocks), limit_ns, words);
   must(cudaGetLastError());
 }
 

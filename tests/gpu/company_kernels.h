@@ -8,19 +8,24 @@
 
 namespace anyep::test {
 
-/// Pinned words that host and kernels share.
+/// Pinned words that host and kernels share, by loads and stores alone. No atomics: two GPUs that add to one word of the host
+/// lose each other's sums where cudaDevAttrHostNativeAtomicSupported is 0, as over PCIe. So each word has one writer, but gave_up,
+/// of which any value tells the same.
 struct CompanyWords {
-  static constexpr int kMaxRanks = 8, kMostBlocks = 32;
-  std::uint32_t started = 0;                        ///< blocks of occupy() that hold their SM
+  static constexpr int kMaxRanks = 8, kMostBlocks = 32, kMostSms = 1024;
+  std::uint32_t started[kMaxRanks][kMostSms] = {};  ///< by GPU and block of occupy(): 1 = it holds its SM
   std::uint32_t stop = 0;                           ///< set by the host: they may leave
-  std::uint32_t gave_up = 0;                        ///< blocks of any of these that left at the limit instead
-  std::uint32_t arrived = 0;                        ///< at meet()'s barrier
+  std::uint32_t gave_up = 0;                        ///< GaveUp: a block of any of these left at its limit instead
+  std::uint32_t arrived[kMostBlocks] = {};          ///< at meet()'s barrier, by block
   std::uint32_t ring[kMaxRanks][kMostBlocks] = {};  ///< of pass_around(): rounds begun
 };
+enum class GaveUp : std::uint32_t { kNobody, kOccupying, kPassing, kMeeting };
 
+/// Of the current GPU.
 int num_sms();
 void load_company_kernels();
-/// As many blocks, each with an SM for itself, until words.stop or `limit_ns`.
+/// As many blocks, each with an SM for itself, until words.stop or `limit_ns`. Once per GPU and words.
+/// @throws std::invalid_argument more blocks, or a GPU of a higher number, than there are words for
 void occupy(int blocks, std::uint64_t limit_ns, CompanyWords* words, cudaStream_t stream);
 /// The same blocks, small ones, which share SMs with others: what a hook would be that holds one.
 void linger_small(int blocks, std::uint64_t limit_ns, CompanyWords* words, cudaStream_t stream);

@@ -142,11 +142,11 @@ TEST(GpuHook, OneBlockThatStaysIsSeen) {
   Times alone, beside;
   for (int round = 0; round < kRounds; ++round) alone.ms.push_back(everywhere.time());
   linger_small(1, 5'000'000'000, words.get(), stream);
-  words.await_started(1);
+  words.await_started({1});
   for (int round = 0; round < kRounds; ++round) beside.ms.push_back(everywhere.time());
   words.stop();
   must(cudaStreamSynchronize(stream));
-  EXPECT_EQ(words.gave_up(), 0u);
+  EXPECT_EQ(words.gave_up(), "");
   alone.print("a full kernel alone");
   beside.print("beside one small block");
   EXPECT_GT(beside.median(), alone.median() * 1.5f);
