@@ -214,15 +214,19 @@ std::shared_ptr<RankMemory> find_memory(std::uint64_t token) {
   return found == known.memories.end() ? nullptr : found->second.lock();
 }
 
-std::uint64_t available_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::uint64_t available = UINT64_MAX;
+std::uint64_t available_in(std::istream& meminfo) {
   for (std::string name, unit; meminfo >> name;) {
     std::uint64_t kib = 0;
     meminfo >> kib;
     std::getline(meminfo, unit);
-    if (name == "MemAvailable:") available = kib * 1024;
+    if (name == "MemAvailable:" && kib != 0) return kib * 1024;
   }
+  return UINT64_MAX;
+}
+
+std::uint64_t available_memory_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  const std::uint64_t available = available_in(meminfo);
   const std::uint64_t limit = read_number("/sys/fs/cgroup/memory.max");
   const std::uint64_t used = read_number("/sys/fs/cgroup/memory.current");
   if (limit == UINT64_MAX || used == UINT64_MAX) return available;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iosfwd>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -66,6 +67,9 @@ std::shared_ptr<RankMemory> map_memory(const core::WindowLayout& layout, int pee
 /// Memory that another rank of this process made, by its token; null when it is gone.
 std::shared_ptr<RankMemory> find_memory(std::uint64_t token);
 
+/// MemAvailable of /proc/meminfo, in bytes; UINT64_MAX where it does not say (a sandbox's file may say 0, which no running
+/// kernel means).
+std::uint64_t available_in(std::istream& meminfo);
 /// Bytes this host could still give: MemAvailable, or less under a control group's limit.
 std::uint64_t available_memory_bytes();
 
