@@ -78,27 +78,32 @@ def text_of(records):
     if not records:
         return "Not measured yet."
     worlds = sorted({(record["gpu"], record["count"], record["ranks"]) for record in records}, key=lambda one: (one[1], one[2]))
-    names = [f"{ranks} ranks on {count} x {gpu.removeprefix('NVIDIA ')}" for gpu, count, ranks in worlds]
     mine = [[record for record in records if (record["gpu"], record["count"], record["ranks"]) == world] for world in worlds]
+    names = []
+    for (gpu, count, ranks), of in zip(worlds, mine):
+        names += [f"{ranks} ranks on {count} x {gpu.removeprefix('NVIDIA ')}, {max(record['date'] for record in of)}", "DeepEP there"]
     high = [[pick(of, kind="ht", tokens=TOKENS, sms=SMS, op=op, dtype=dtype, memory=memory) for of in mine]
             for op, dtype, memory, _ in HIGH]
     lines = []
     if any(record for row in high for record in row):
         lines += [f"Whole operations of the C++ API, {TOKENS} tokens per rank, hidden {HIDDEN}, top-{TOPK} of {EXPERTS}, uniform routing, {SMS} SMs: "
                   "us of the slowest rank, median; in brackets, over the same traffic without any protocol, by at most as many SMs in "
-                  "the same run. Last column: the best of DeepEP V1 and V2 at any number of SMs, measured on GPUs of that kind, not in this run.", ""]
-        rows = [(title, [cell(record, "pattern_us") for record in row] + [peer(next((r for r in row if r and r.get("bar", {}).get("peer_us")), None))])
+                  "the same run. Beside it: the best of DeepEP V1 and V2 at any number of SMs, measured on GPUs of that kind, not in this run.", ""]
+        rows = [(title, [text for record in row for text in (cell(record, "pattern_us"), peer(record))])
                 for (_, _, _, title), row in zip(HIGH, high)]
-        lines += table(names + ["DeepEP"], rows) + [""]
-    pairs = [(f"{tokens}", [" / ".join(cell(pick(of, kind="ll", op="pair", mode="graph", tokens=tokens, dtype=dtype), "steps_us")
-                                       for dtype in ("fp8", "bf16")) for of in mine]
-              + [peer(next((r for of in mine for r in [pick(of, kind="ll", op="pair", mode="graph", tokens=tokens, dtype="fp8")]
-                            if r and r.get("bar", {}).get("peer_us")), None))]) for tokens in PAIR_TOKENS]
+        lines += table(names, rows) + [""]
+
+    def pair(of, tokens, dtype):
+        return pick(of, kind="ll", op="pair", mode="graph", tokens=tokens, dtype=dtype)
+
+    pairs = [(f"{tokens}", [text for of in mine for text in (
+        " / ".join(cell(pair(of, tokens, dtype), "steps_us") for dtype in ("fp8", "bf16")), peer(pair(of, tokens, "fp8")))])
+             for tokens in PAIR_TOKENS]
     pairs = [(title, cells) for title, cells in pairs if any(re.search(r"\d", text) for text in cells)]
     if pairs:
         lines += ["Decode, dispatch + combine in a replayed graph, us per pair, FP8 / BF16 dispatch; in brackets, over two steps that push as "
-                  "many rows and do nothing else. Last column: DeepEP, FP8.", ""]
-        lines += table(names + ["DeepEP"], pairs, "tokens per rank") + [""]
+                  "many rows and do nothing else. Beside it: DeepEP, FP8.", ""]
+        lines += table(names, pairs, "tokens per rank") + [""]
     runs = sorted({(record["date"], record["commit"][:10] + ("+dirty" if record["commit"].endswith("+dirty") else ""),
                     f"driver {record['driver']}", f"CUDA {record['cuda']}", command_of(record)) for record in records})
     lines += ["Measured: " + "; ".join(f"{date}, {commit}, {driver}, {cuda}, `{command}`" for date, commit, driver, cuda, command in runs)
