@@ -35,7 +35,7 @@ inline std::string text_of(const Pair& p) {
                 static_cast<int>(p.combine.wire), p.dispatch.hook, p.combine.hook, p.combine.exact, p.dispatch.early,
                 p.combine.early, p.dispatch.num_sms, p.combine.num_sms);
   std::string all = text;
-  for (const int tokens : p.tokens) all += " " + std::to_string(tokens);
+  for (const int tokens : p.tokens) (all += ' ') += std::to_string(tokens);
   return all;
 }
 
