@@ -160,9 +160,9 @@ class _Native(_AnyEP):
         shape = (work.num_experts, work.top_k, work.hidden, work.tokens)
         start = _clock()
         native.low_latency_dispatch(*shape, views["x"], views["experts"], views["slab_x"], None, views["counts"],
-                                    views["source"], views["range"], None, None, 0, False, False, 0, 0.0, [], True)
+                                    views["source"], views["range"], None, None, None, 0, False, False, 0, 0.0, [], True)
         dispatched = _clock()
-        native.low_latency_combine(*shape, views["slab_x"], views["source"], views["range"], views["experts"],
+        native.low_latency_combine(*shape, views["slab_x"], views["source"], views["range"], None, views["experts"],
                                    views["weights"], views["pair_out"], None, 0, False, False, 0, 0.0, [], True)
         return start, dispatched, _clock()
 

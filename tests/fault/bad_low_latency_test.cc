@@ -105,8 +105,12 @@ TEST(BadLowLatencyTest, BadDispatchViewsAreRefused) {
                               [](Call& c) {
                                 c.out.range = c.view(DType::kI32, {6, 1});
                               }},
-                             {"range of another group", [](Call& c) {
+                             {"range of another group",
+                              [](Call& c) {
                                 c.out.range = c.view(DType::kI64, {6, 2});
+                              }},
+                             {"rows of fewer tokens", [](Call& c) {
+                                c.out.rows = c.view(DType::kI32, {1, c.shape.max_tokens - 1, c.shape.top_k});
                               }}});
 }
 
@@ -160,6 +164,10 @@ TEST(BadLowLatencyTest, BadCombineViewsAreRefused) {
                                        {"x null", [](Call& c) { c.out.x.data = nullptr; }},
                                        {"no source", [](Call& c) { c.out.source = {}; }},
                                        {"no range", [](Call& c) { c.out.range = {}; }},
+                                       {"rows of int64",
+                                        [](Call& c) {
+                                          c.out.rows = c.view(DType::kI64, {1, c.shape.max_tokens, c.shape.top_k});
+                                        }},
                                        {"no experts", [](Call& c) { c.routing.experts = {}; }},
                                        {"no weights", [](Call& c) { c.routing.weights = {}; }},
                                        {"weights of float16", [](Call& c) { c.routing.weights.dtype = DType::kF16; }},
