@@ -229,6 +229,7 @@ TEST(CapacityTest, AShapeBeyondTheBudgetSaysNeedAndHave) {
   on_ranks(2, [](Engine& engine, int) {
     Shape large = small_shape();
     large.max_tokens = 4096;
+    large.hidden = 1024;
     Call call(engine, large);
     const Error error = error_of([&] { call.dispatch().receive().wait(); });
     EXPECT_EQ(error.code, ErrorCode::kCapacity) << error.what();
