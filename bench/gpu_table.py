@@ -77,7 +77,7 @@ def table(groups, rows, corner=""):
 def text_of(records):
     if not records:
         return "Not measured yet."
-    worlds = sorted({(record["gpu"], record["count"], record["ranks"]) for record in records}, key=lambda one: (one[1], one[2]))
+    worlds = sorted({(record["gpu"], record["count"], record["ranks"]) for record in records}, key=lambda one: (one[1], one[2], one[0]))
     mine = [[record for record in records if (record["gpu"], record["count"], record["ranks"]) == world] for world in worlds]
     names = []
     for (gpu, count, ranks), of in zip(worlds, mine):
@@ -96,16 +96,17 @@ def text_of(records):
     def pair(of, tokens, dtype):
         return pick(of, kind="ll", op="pair", mode="graph", tokens=tokens, dtype=dtype)
 
-    pairs = [(f"{tokens}", [text for of in mine for text in (
-        " / ".join(cell(pair(of, tokens, dtype), "steps_us") for dtype in ("fp8", "bf16")), peer(pair(of, tokens, "fp8")))])
-             for tokens in PAIR_TOKENS]
+    decode = [[[pair(of, tokens, dtype) for dtype in ("fp8", "bf16")] for of in mine] for tokens in PAIR_TOKENS]
+    pairs = [(f"{tokens}", [text for both in row for text in (" / ".join(cell(one, "steps_us") for one in both), peer(both[0]))])
+             for tokens, row in zip(PAIR_TOKENS, decode)]
     pairs = [(title, cells) for title, cells in pairs if any(re.search(r"\d", text) for text in cells)]
     if pairs:
         lines += ["Decode, dispatch + combine in a replayed graph, us per pair, FP8 / BF16 dispatch; in brackets, over two steps that push as "
                   "many rows and do nothing else. Beside it: DeepEP, FP8.", ""]
         lines += table(names, pairs, "tokens per rank") + [""]
+    shown = [one for row in high for one in row if one] + [one for row in decode for both in row for one in both if one]
     runs = sorted({(record["date"], record["commit"][:10] + ("+dirty" if record["commit"].endswith("+dirty") else ""),
-                    f"driver {record['driver']}", f"CUDA {record['cuda']}", command_of(record)) for record in records})
+                    f"driver {record['driver']}", f"CUDA {record['cuda']}", command_of(record)) for record in shown})
     lines += ["Measured: " + "; ".join(f"{date}, {commit}, {driver}, {cuda}, `{command}`" for date, commit, driver, cuda, command in runs)
               + ". Records with p99, spread and host times: [bench/results/](bench/results/); formulas: "
               "[bench/METRICS.md](bench/METRICS.md)."]

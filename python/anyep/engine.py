@@ -48,7 +48,7 @@ class Engine:
         self._gpu: Optional[Gpu] = Gpu(native, device) if device >= 0 else None
         self._running: Deque[Tuple[Event, Tuple[Any, ...]]] = collections.deque()
         self._sends: List[LowLatency] = []
-        self._shown = _native.ShownHandles()  # for handles that are tensors, deep_ep's
+        self._shown = _native.ShownHandles()  # for handles that are tensors, deep_ep's: what goes with them
         self.rank: int = native.rank
         self.num_ranks: int = native.num_ranks
         self.num_nodes: int = native.num_nodes

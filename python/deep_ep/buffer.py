@@ -310,7 +310,7 @@ class Buffer:
                 (x, topk_idx, received, waited), async_finish, return_recv_hook)
             self._note_ids(engine)
             packed, scales, counts, source, layout_range, rows = slabs
-            low_latency.keep_rows(source, rows)
+            low_latency.keep_rows(engine, source, layout_range, rows)
             handle = (source, layout_range, max_tokens, x.shape[1], num_experts)
             return (packed if scales is None else (packed, scales)), counts, handle, event, hook
 
@@ -333,7 +333,7 @@ class Buffer:
         with method.call(self._low_latency(method)) as engine:
             low_latency.check_finish(method, async_finish, return_recv_hook)
             source, layout_range, max_tokens, _, num_experts = low_latency_handle(method, handle)
-            rows = low_latency.rows_of(source, engine.num_ranks, max_tokens, topk_idx)
+            rows = low_latency.rows_of(engine, source, layout_range, max_tokens, topk_idx)
             waited = combine_wait_recv_cost_stats
             combined, event, hook = low_latency.run(
                 method, self.runtime, engine._low_latency_combine,

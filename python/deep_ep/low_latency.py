@@ -89,16 +89,17 @@ def _hook(method: Method, sent: LowLatency) -> Callable[[], None]:
     return hook
 
 
-def keep_rows(source: Tensor, rows: Optional[Tensor]) -> None:
-    """V1's handle has no place for the table of rows: it goes with recv_src_info, as long as that tensor is this object."""
+def keep_rows(engine: Any, source: Tensor, layout_range: Tensor, rows: Optional[Tensor]) -> None:
+    """V1's handle has no place for the table of rows: the engine keeps it for the two tensors, as long as the first one lives."""
     if rows is not None:
-        source._anyep_rows = rows
+        engine._shown.add(rows, (source, layout_range))
 
 
-def rows_of(source: Any, num_ranks: int, max_tokens: int, topk_idx: Any) -> Optional[Tensor]:
-    """The table of the dispatch that made ``source``; None where a caller copied the tensor: combine finds the rows by itself."""
-    rows = getattr(source, "_anyep_rows", None)
-    if rows is None or rows.shape != (num_ranks, max_tokens, topk_idx.shape[-1]):
+def rows_of(engine: Any, source: Any, layout_range: Any, max_tokens: int, topk_idx: Any) -> Optional[Tensor]:
+    """The table of the dispatch that made these tensors; None where they are copies or were changed: combine finds the rows by
+    itself."""
+    rows = engine._shown.find((source, layout_range))
+    if rows is None or rows.shape != (engine.num_ranks, max_tokens, topk_idx.shape[-1]):
         return None
     return rows
 

@@ -44,8 +44,11 @@ static Pending submit_low_latency(Engine::Core& core, std::shared_ptr<backend::L
   const std::uint64_t sent = core.num_low_latency_sends;
   core.unreceived.push_back(sent);
   if (core.limits.on_device) {
-    core.hold_back_stream(op->options.after, op->call);
-    core.launch([&] { (core.backend.get()->*send)(*op); });
+    Options sending;
+    sending.after = op->options.after;
+    sending.wait = false;
+    // Recorded like any op: a hook on another stream waits for it.
+    (void)core.submit_to_stream(op->call, sending, [&] { (core.backend.get()->*send)(*op); });
   } else {
     core.queue.run([&core, op, send] {
       core.await_or_refuse(op->options.after, op->call);

@@ -131,6 +131,38 @@ TEST(GpuHook, HoldsNoSmUntilItIsCalled) {
   });
 }
 
+// The stream of the sends is held up, that of the hooks is free: were there nothing between them, a receive would run before its
+// send, find the turn before, and wait for peers until it gave up.
+TEST(GpuHook, WaitsForItsSendOnAnotherStream) {
+  constexpr int kRanks = 2;
+  constexpr std::uint64_t kHeldNs = 20'000'000;
+  if (num_gpus() == 0) GTEST_SKIP() << "no GPU";
+  const PairDraw pair = decode_pair(kRanks);
+  with_threads(kRanks, [&](Bootstrap& bootstrap, int rank, std::barrier<>& all) {
+    LowLatencyRank me(bootstrap, num_gpus(), {pair}, low_latency_bytes_for(pair.shape(), kRanks));
+    load_company_kernels();
+    cudaStream_t other = nullptr;
+    must(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
+    const SharedWords held[2];
+    linger_small(1, kHeldNs, held[0].get(), me.stream());
+    me.send_dispatch(pair);
+    me.receive_dispatch(other);
+    finish(other);
+    EXPECT_NE(held[0].gave_up(), "") << "rank " << rank << ": received before it sent";
+    linger_small(1, kHeldNs, held[1].get(), me.stream());
+    me.send_combine();
+    me.receive_combine(other);
+    finish(other);
+    EXPECT_NE(held[1].gave_up(), "") << "rank " << rank << ": received before it sent";
+    const Findings found = me.look();
+    EXPECT_EQ(found.wrong, 0u) << text_of(found);
+    all.arrive_and_wait();
+    me.engine().close();
+    all.arrive_and_wait();
+    must(cudaStreamDestroy(other));
+  });
+}
+
 // The planted fault: something small stays.
 TEST(GpuHook, OneBlockThatStaysIsSeen) {
   if (num_gpus() == 0) GTEST_SKIP() << "no GPU";

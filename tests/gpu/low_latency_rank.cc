@@ -78,10 +78,10 @@ void LowLatencyRank::combine(One& one) {
                                              {stream_}, options);
 }
 
-void LowLatencyRank::receive(One& one, bool hook, std::uint32_t place) {
+void LowLatencyRank::receive(One& one, bool hook, std::uint32_t place, cudaStream_t stream) {
   if (hook) {
-    linger(one.call, one.memory, place, stream_);
-    (void)one.pending->receive({stream_});
+    linger(one.call, one.memory, place, stream);
+    (void)one.pending->receive({stream});
   }
   one.pending.reset();
 }
@@ -92,18 +92,18 @@ void LowLatencyRank::send_dispatch(const PairDraw& pair) {
   dispatch(*open_);
 }
 
-void LowLatencyRank::receive_dispatch() {
-  receive(*open_, open_->pair->dispatch_hook, kBetweenHalvesOfDispatch);
-  check_dispatched(open_->call, open_->memory, stream_);
+void LowLatencyRank::receive_dispatch(cudaStream_t stream) {
+  receive(*open_, open_->pair->dispatch_hook, kBetweenHalvesOfDispatch, stream);
+  check_dispatched(open_->call, open_->memory, stream);
 }
 
 void LowLatencyRank::send_combine() {
   combine(*open_);
 }
 
-void LowLatencyRank::receive_combine() {
-  receive(*open_, open_->pair->combine_hook, kBetweenHalvesOfCombine);
-  check_combined(open_->call, open_->memory, stream_);
+void LowLatencyRank::receive_combine(cudaStream_t stream) {
+  receive(*open_, open_->pair->combine_hook, kBetweenHalvesOfCombine, stream);
+  check_combined(open_->call, open_->memory, stream);
   open_.reset();
 }
 
@@ -126,15 +126,15 @@ void LowLatencyRank::put_two(const PairDraw& first, const PairDraw& second) {
   prepare_pair(b.call, b.memory, stream_);
   dispatch(a);
   dispatch(b);
-  receive(a, true, kBetweenHalvesOfDispatch);
+  receive(a, true, kBetweenHalvesOfDispatch, stream_);
   check_dispatched(a.call, a.memory, stream_);
   combine(a);
-  receive(b, true, kBetweenHalvesOfDispatch);
+  receive(b, true, kBetweenHalvesOfDispatch, stream_);
   check_dispatched(b.call, b.memory, stream_);
   combine(b);
-  receive(a, true, kBetweenHalvesOfCombine);
+  receive(a, true, kBetweenHalvesOfCombine, stream_);
   check_combined(a.call, a.memory, stream_);
-  receive(b, true, kBetweenHalvesOfCombine);
+  receive(b, true, kBetweenHalvesOfCombine, stream_);
   check_combined(b.call, b.memory, stream_);
 }
 
@@ -151,12 +151,12 @@ void LowLatencyRank::put_damaged(const PairDraw& pair, Field field) {
   const bool mended = field != Field::kRow && field != Field::kScale;  // those the check overwrites
   prepare_pair(one.call, one.memory, stream_);
   dispatch(one);
-  receive(one, pair.dispatch_hook, kBetweenHalvesOfDispatch);
+  receive(one, pair.dispatch_hook, kBetweenHalvesOfDispatch, stream_);
   if (!of_sums) damage(one.call, one.memory, field, stream_);
   check_dispatched(one.call, one.memory, stream_);
   if (!of_sums && mended) damage(one.call, one.memory, field, stream_);
   combine(one);
-  receive(one, pair.combine_hook, kBetweenHalvesOfCombine);
+  receive(one, pair.combine_hook, kBetweenHalvesOfCombine, stream_);
   if (of_sums) damage(one.call, one.memory, field, stream_);
   check_combined(one.call, one.memory, stream_);
 }

@@ -35,10 +35,13 @@ class LowLatencyRank {
   void put_damaged(const PairDraw& pair, Field field);
 
   // ---- a pair with hooks, half by half ----
+  // Sends on stream(); a hook and the check behind it on a stream that the caller names, or on the same.
   void send_dispatch(const PairDraw& pair);
-  void receive_dispatch();
+  void receive_dispatch() { receive_dispatch(stream_); }
+  void receive_dispatch(cudaStream_t stream);
   void send_combine();
-  void receive_combine();
+  void receive_combine() { receive_combine(stream_); }
+  void receive_combine(cudaStream_t stream);
 
   /// Waits for what is on the stream. @throws Error what the engine has found
   Findings look();
@@ -59,7 +62,7 @@ class LowLatencyRank {
   void dispatch(One& one);
   void combine(One& one);
   /// Ends the op that is pending, with a hook after this rank was late, perhaps.
-  void receive(One& one, bool hook, std::uint32_t place);
+  void receive(One& one, bool hook, std::uint32_t place, cudaStream_t stream);
   void put_two(const PairDraw& first, const PairDraw& second);
 
   int rank_ = 0;

@@ -77,6 +77,17 @@ def test_the_table_of_the_readme_comes_from_records(run, tmp_path: Path):
     assert "./dev bench gpu --part bars" in done.stdout
 
 
+def test_the_table_is_in_one_order_and_names_only_runs_that_it_shows(run, tmp_path: Path):
+    _, records = run(173.0)
+    others = [{**one, "gpu": f"NVIDIA {gpu}"} for gpu in ("Z9", "A1", "M5", "K7") for one in records]
+    unseen = [{**one, "tokens": 17, "commit": "0123456789"} for one in records]
+    file = tmp_path / "all.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (*records, *others, *unseen)))
+    tables = {subprocess.run([sys.executable, str(BENCH / "gpu_table.py"), "--print", str(file)], capture_output=True, text=True,
+                             check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2", "3")}
+    assert len(tables) == 1 and "0123456789" not in tables.pop()
+
+
 LOGGING_PROGRAM = """#!{python}
 import json, sys
 with open("{log}", "a") as out:

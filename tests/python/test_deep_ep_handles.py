@@ -12,7 +12,7 @@ import torch
 import anyep
 import deep_ep
 from anyep import _native
-from deep_ep import handles
+from deep_ep import handles, low_latency
 
 NUM_EXPERTS = 4
 IDS = torch.tensor([[0, 2], [3, -1], [-1, -1]])
@@ -125,6 +125,45 @@ def test_what_autograd_saved_is_known(buffer, adopted):
     assert torch.equal(x.grad, SUMS) and adopted == []
     del y
     gc.collect()
+    assert known(buffer) == 0
+
+
+@pytest.fixture
+def low_latency_calls(monkeypatch):
+    """A Buffer, the table that a dispatch leaves, as on GPUs, and the tables that combines get; CPU ranks have none."""
+    made = deep_ep.Buffer(anyep.LocalGroup(1).member(0), 8 << 20, 8 << 20, low_latency_mode=True, explicitly_destroy=True)
+    left, got, run = torch.zeros(1, 4, 2, dtype=torch.int32), [], low_latency.run
+
+    def run_with_rows(method, runtime, send, arguments, *rest):
+        if method is low_latency.DISPATCH:
+            slabs, event, hook = run(method, runtime, send, arguments, *rest)
+            return (*slabs[:5], left), event, hook
+        source, layout_range, rows = arguments[3]
+        got.append(rows)
+        return run(method, runtime, send, (*arguments[:3], (source, layout_range, None), *arguments[4:]), *rest)
+
+    monkeypatch.setattr(low_latency, "run", run_with_rows)
+    yield made, left, got
+    made.destroy()
+
+
+def test_low_latency_rows_go_with_the_tensors_of_their_dispatch(low_latency_calls):
+    buffer, left, got = low_latency_calls
+    x, weights = torch.ones(3, 128, dtype=torch.bfloat16), torch.ones(3, 2)
+
+    def combine(handle, ids=IDS):
+        buffer.low_latency_combine(rows, ids, weights[:, :ids.shape[1]].contiguous(), handle)
+        return got.pop()
+
+    rows, _, handle, _, _ = buffer.low_latency_dispatch(x, IDS, 4, NUM_EXPERTS, use_fp8=False)
+    assert combine(handle) is left and combine(list(handle)) is left
+    assert combine((handle[0].clone(), *handle[1:])) is None
+    assert combine((handle[0], handle[1].clone(), *handle[2:])) is None
+    assert combine(handle, IDS[:, :1].contiguous()) is None  # a table of another shape
+    handle[0].copy_(handle[0].clone())
+    assert combine(handle) is None  # the rows are where the tensor says now
+    assert known(buffer) == 1
+    del handle
     assert known(buffer) == 0
 
 

@@ -273,6 +273,7 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   const bool one_chunk = records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
   bool all = false;
   if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
+    // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
     all = alone && most <= blocks && !is_refresh(turn.number);
     emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, share, 1, 2, share, all);
     begun.records = records;

@@ -52,10 +52,7 @@ __device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, int first, int 
       std::byte* const region = region_from(call, turn, source);
       std::uint64_t& word = word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
       came = await(call, block, turn, source, kWaitInReceive, [&] {
-        seen = is_own ? protocol::make_count(turn.number, static_cast<std::uint32_t>(call.team.code) << 16 |
-                                                              static_cast<std::uint32_t>(own_form(call, turn))
-                                                                  << kTokenBits |
-                                                              static_cast<std::uint32_t>(call.routing.num_tokens))
+        seen = is_own ? protocol::make_count(turn.number, own_head(call, turn))
                       : protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
         choice = protocol::Shared(word).load(protocol::kRelaxed);
         const bool there = protocol::count_epoch(choice) == turn.number || token >= tokens_of(seen);
@@ -211,7 +208,7 @@ static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared
   return clerk.parity;
 }
 
-/// A share of the rows of tokens that their sources do not have. `tokens`: in lane r, of rank r.
+/// A share of the rows of tokens that their sources do not have.
 __device__ __forceinline__ void forget_rest(const DispatchParams& p, const Block& block, int share) {
   const CallParams& call = p.call;
   const int step = static_cast<int>(gridDim.x) * kLanes, most = call.max_tokens * call.top_k;

@@ -97,7 +97,7 @@ __device__ __forceinline__ std::byte* region_from(const CallParams& call, const 
   return call.at.from + turn.phase + static_cast<unsigned>(source) * call.at.source_bytes;
 }
 __device__ __forceinline__ std::uint64_t& word_in(const CallParams& call, std::byte* region, std::uint32_t index) {
-  return *reinterpret_cast<std::uint64_t*>(region + call.at.words + std::uint64_t{index} * 8);
+  return *reinterpret_cast<std::uint64_t*>(region + word_at(call, index));
 }
 __device__ __forceinline__ std::uint64_t& flag_in(std::byte* region, int chunk) {
   return *reinterpret_cast<std::uint64_t*>(region + chunk * kFlagBytes);
@@ -105,9 +105,20 @@ __device__ __forceinline__ std::uint64_t& flag_in(std::byte* region, int chunk) 
 __device__ __forceinline__ std::uint64_t mark_of(const CallParams& call, const Turn& turn) {
   return protocol::make_mark(call.team.generation, turn.number, call.team.code);
 }
+/// The mark with which a peer gives back what it took in turn n-4: who sends in turn n waits for it.
+__device__ __forceinline__ std::uint64_t wanted_mark(const CallParams& call, std::uint32_t turn) {
+  return protocol::make_mark(call.team.generation, protocol::previous_epoch(protocol::previous_epoch(turn)), 0);
+}
 /// Of this rank's own rows, going out or coming home.
 __device__ __forceinline__ Form own_form(const CallParams& call, const Turn& turn) {
   return is_refresh(turn.number) ? Form::kRecords : call.own_form;
+}
+
+/// This rank's head, without its epoch.
+__device__ __forceinline__ std::uint32_t own_head(const CallParams& call, const Turn& turn) {
+  return static_cast<std::uint32_t>(call.team.code) << 16 |
+         static_cast<std::uint32_t>(own_form(call, turn)) << kTokenBits |
+         static_cast<std::uint32_t>(call.routing.num_tokens);
 }
 
 /// A number below twice the number of ranks as a rank: steps go around from this rank, so that ranks do not all meet at one.
@@ -284,8 +295,7 @@ __device__ __forceinline__ Turn find_turn(const CallParams& call) {
 static __device__ __noinline__ bool await_mark(const CallParams& call, Block& block, std::uint32_t turn, int peer) {
   std::uint64_t& word = *reinterpret_cast<std::uint64_t*>(call.at.marks + peer * kWordBytes);
   if (turn - protocol::kFirstEpoch <= 2 && protocol::Shared(word).load(protocol::kRelaxed) == 0) return true;
-  const std::uint64_t wanted =
-      protocol::make_mark(call.team.generation, protocol::previous_epoch(protocol::previous_epoch(turn)), 0);
+  const std::uint64_t wanted = wanted_mark(call, turn);
   return await(call, block, {turn, 0}, peer, kWaitBeforeSend,
                [&] { return protocol::reached(protocol::Shared(word).load(protocol::kAcquire), wanted); });
 }
@@ -313,8 +323,7 @@ __device__ __forceinline__ Turn start(const CallParams& call, Block& block, cons
   const int lane = lane_index();
   const Turn turn = turn_after(call, from_lane(signs.last_turn, 0));
   bool may = lane < call.team.num_ranks && (block.dead >> lane & 1) == 0;
-  const std::uint64_t wanted =
-      protocol::make_mark(call.team.generation, protocol::previous_epoch(protocol::previous_epoch(turn.number)), 0);
+  const std::uint64_t wanted = wanted_mark(call, turn.number);
   if (may && lane != call.team.rank && !protocol::reached(signs.mark, wanted)) {
     may = await_mark(call, block, turn.number, lane);
   }
@@ -336,10 +345,7 @@ __device__ __forceinline__ void release_marks(const CallParams& call, const Turn
 __device__ __forceinline__ void send_heads(const CallParams& call, const Turn& turn, unsigned ranks) {
   const int peer = lane_index();
   if (peer == call.team.rank || (ranks >> peer & 1) == 0) return;
-  protocol::put_count(word_in(call, region_to(call, turn, peer), 0), turn.number,
-                      static_cast<std::uint32_t>(call.team.code) << 16 |
-                          static_cast<std::uint32_t>(own_form(call, turn)) << kTokenBits |
-                          static_cast<std::uint32_t>(call.routing.num_tokens));
+  protocol::put_count(word_in(call, region_to(call, turn, peer), 0), turn.number, own_head(call, turn));
 }
 
 }  // namespace anyep::cuda::low_latency
