@@ -7,16 +7,6 @@
 namespace anyep::test {
 namespace {
 
-Error work_until_error(Engine& engine, Task& task) {
-  for (int salt = 1;; ++salt) {
-    try {
-      task.round(engine, salt);
-    } catch (const Error& error) {
-      return error;
-    }
-  }
-}
-
 // The leaver hears that the others leave because of it, and its passing that on must not turn the blame around.
 TEST(RelayTest, TheRankThatLeftIsNamedWhoeverIsHeardOfFirst) {
   constexpr int kRanks = 5;
@@ -27,12 +17,12 @@ TEST(RelayTest, TheRankThatLeftIsNamedWhoeverIsHeardOfFirst) {
       const auto member = group.member(rank);
       Engine engine = Engine::create(Task::budget(kRanks), Topology::discover(*member), Task::tuning(), *member);
       Task task(kRanks, rank);
-      task.round(engine, 0);
       if (rank == leaver) {
+        task.round(engine, 0);
         EXPECT_THROW(engine.close(), Error) << "the others leave with an error";
         return;
       }
-      const Error error = work_until_error(engine, task);
+      const Error error = task.rounds_until_error(engine);
       EXPECT_EQ(error.code, ErrorCode::kAborted) << error.what();
       EXPECT_THAT(error.peers, ::testing::ElementsAre(leaver)) << "rank " << rank << ": " << error.what();
     });

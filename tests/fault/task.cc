@@ -265,4 +265,14 @@ std::uint64_t Task::round(Engine& engine, int salt) {
   return first * 31 + second;
 }
 
+Error Task::rounds_until_error(Engine& engine) {
+  for (int salt = 0;; ++salt) {
+    try {
+      round(engine, salt);
+    } catch (const Error& error) {
+      return error;
+    }
+  }
+}
+
 }  // namespace anyep::test

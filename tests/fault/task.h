@@ -2,6 +2,7 @@
 #pragma once
 
 #include <anyep/engine.h>
+#include <anyep/error.h>
 
 #include <cstdint>
 #include <vector>
@@ -29,6 +30,9 @@ class Task {
   std::uint64_t low_latency(Engine& engine, int salt);
   /// Both, then a barrier.
   std::uint64_t round(Engine& engine, int salt);
+  /// Rounds 0, 1, ... until one fails. For those who survive a peer: it may leave while this rank is still at the end of
+  /// the round that the peer is through with, so that no round of a survivor is sure to succeed.
+  Error rounds_until_error(Engine& engine);
 
   /// Low latency: time waited for `peer` since the task was made.
   std::int64_t waited_ns(int peer) const { return waited_[static_cast<std::size_t>(peer)]; }
