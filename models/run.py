@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = pathlib.Path(__file__).resolve().parent
-SEARCHES = ["low_latency_regions.py", "ptx_litmus.py", "ptx_litmus_mutants.py"]
+SEARCHES = ["low_latency_regions.py", "readmission.py", "ptx_litmus.py", "ptx_litmus_mutants.py"]
 
 # expected verdict, title, model, macros
 MODELS = [

@@ -31,12 +31,12 @@ enum MessageKind : std::uint32_t {
   kMessageClosing = 1,  ///< orderly close
   kMessageLeaving,      ///< an error's code (a), its peers as a bit mask of ranks < 64 (b), its text
   kMessageRefused,      ///< call number (a) was refused locally; code (b); its text
-  // Two ranks agree to count each other in again; b names the question throughout.
+  // Two ranks agree to count each other in again; b is the question's number throughout, which says who asks.
   kMessageUnmask,         ///< asks; a = my next low-latency turn
   kMessageUnmaskOffer,    ///< answers; a = a turn that I have not begun
   kMessageUnmaskConfirm,  ///< to the offer; a = that turn, or a later one if I have begun it
   kMessageUnmaskDone,     ///< to the confirmation: it came before I began that turn, a; else there is another offer
-  kMessageUnmaskOff,      ///< likewise: I have masked you since and know of no question
+  kMessageUnmaskOff,      ///< of either: that question is closed, for its answerer's or its asker's caller has masked
 };
 
 control::Message message_of(std::uint32_t kind, std::uint16_t generation, std::uint64_t a, std::uint64_t b,
@@ -135,6 +135,7 @@ class Group final : public control::Listener {
     std::uint32_t turn = 0;            ///< from which both count each other in; 0 = none
     std::uint32_t margin = 2;          ///< turns between an offer and what it is about; doubled when that was too few
     bool settled = false;              ///< both know the turn
+    bool wanted = false;               ///< this rank asks where the peer's question is closed
     std::uint32_t since = 0;           ///< the turn in which the mask was lifted; 0 = long ago
   };
 
@@ -147,7 +148,9 @@ class Group final : public control::Listener {
   void set_gone(int peer, Gone how) noexcept;
   void wake_own() noexcept;
   void on_readmission(int peer, const control::Message& message) noexcept;
-  void answer_readmission(int peer) noexcept;
+  void ask(int peer, Readmission& readmission) noexcept;
+  void answer(int peer, Readmission& readmission) noexcept;
+  void tell_of_readmission(int peer, std::uint32_t kind, std::uint32_t turn, std::uint64_t question) noexcept;
   std::uint32_t turn_not_begun(std::uint32_t at_least, Readmission& readmission) const;
 
   template <class T>
@@ -184,7 +187,7 @@ class Group final : public control::Listener {
   std::uint32_t running_since_ = 0, running_call_ = 0;  ///< calls that run, first and last; 0 = none
   std::vector<std::uint8_t> closing_, ended_;           ///< [ranks] said goodbye; will say nothing more
   std::vector<Readmission> readmissions_;               ///< [ranks]
-  std::uint64_t questions_ = 0;
+  std::uint64_t num_questions_ = 0;
   int num_halves_ = 0;  ///< going on
   std::uint32_t low_latency_turn_ = protocol::kFirstEpoch;
   bool stopped_ = false;

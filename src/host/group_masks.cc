@@ -3,13 +3,18 @@
 //   rule    readmission starts with a turn that neither has begun, and each has left the other out since a moment at
 //           which it was inside no half of an op (models/low_latency_regions.py: every shortcut reads other turns' rows).
 //           It takes effect with the first dispatch from that turn on: a combine needs its dispatch.
-//   words   ask -> offer -> confirm -> done. Nobody stops for them: an offer that comes too late is answered by a later
-//           turn, a confirmation that comes too late by another offer. Only who has confirmed a turn and reaches it before
-//           the last word has come waits for that word, which the peer's watcher sends at once.
+//   words   ask -> offer -> confirm -> done (models/readmission.py). Nobody stops for them: an offer that comes too late
+//           is answered by a later turn, a confirmation that comes too late by another offer. Only who has confirmed a
+//           turn and reaches it before the last word has come waits for that word, which the peer's watcher sends at once.
+//   order   a word is sent before the mutex is released under which it was decided, so that the peer hears the words in
+//           the order of the decisions: a question that the peer's overtook must not look like a new one
 //   both    when both ask, the lower rank's question counts
+//   off     who masks closes the peer's question by a word, its own where it is offered something for it: no question
+//           stays open, for beside an open one no other is asked
 #include <algorithm>
 #include <chrono>
 
+#include "core/fault_point.h"
 #include "host/group.h"
 
 namespace anyep::host {
@@ -20,7 +25,11 @@ void Group::set_mask(int peer, bool mask) noexcept {
 
 void Group::mask(int peer) noexcept {
   const std::lock_guard lock(mutex_);
-  readmissions_[static_cast<std::size_t>(peer)] = {};
+  Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
+  if (readmission.their_question != 0) {
+    tell_of_readmission(peer, kMessageUnmaskOff, 0, readmission.their_question);
+  }
+  readmission = {};
   set_mask(peer, true);
 }
 
@@ -55,12 +64,10 @@ void Group::begin_half(Half half, std::uint64_t limit_ns, std::uint32_t* turn) {
 }
 
 void Group::end_half() noexcept {
-  {
-    const std::lock_guard lock(mutex_);
-    --num_halves_;
-  }
+  const std::lock_guard lock(mutex_);
+  --num_halves_;
   if (!budget_.masks) return;
-  for (int peer = 0; peer < num_ranks(); ++peer) answer_readmission(peer);
+  for (int peer = 0; peer < num_ranks(); ++peer) answer(peer, readmissions_[static_cast<std::size_t>(peer)]);
 }
 
 /// `at_least`, or some turns later than this rank's next where that one has been begun.
@@ -71,78 +78,82 @@ std::uint32_t Group::turn_not_begun(std::uint32_t at_least, Readmission& readmis
   return protocol::Producer::advance(next, readmission.margin);
 }
 
+void Group::tell_of_readmission(int peer, std::uint32_t kind, std::uint32_t turn, std::uint64_t question) noexcept {
+  control_->tell(peer, message_of(kind, generation_, turn, question, ""));
+}
+
 /// Unless there is no question, or a half goes on: its end answers.
-void Group::answer_readmission(int peer) noexcept {
-  control::Message offer;
-  {
-    const std::lock_guard lock(mutex_);
-    Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
-    if (readmission.their_turn == 0 || num_halves_ != 0) return;
-    set_mask(peer, true);
-    readmission.turn = 0;
-    const std::uint32_t turn =
-        turn_not_begun(protocol::Producer::advance(readmission.their_turn, readmission.margin), readmission);
-    readmission.their_turn = 0;
-    offer = message_of(kMessageUnmaskOffer, generation_, turn, readmission.their_question, "");
-  }
-  control_->tell(peer, offer);
+void Group::answer(int peer, Readmission& readmission) noexcept {
+  if (readmission.their_turn == 0 || num_halves_ != 0) return;
+  set_mask(peer, true);
+  readmission.turn = 0;
+  const std::uint32_t turn =
+      turn_not_begun(protocol::Producer::advance(readmission.their_turn, readmission.margin), readmission);
+  readmission.their_turn = 0;
+  tell_of_readmission(peer, kMessageUnmaskOffer, turn, readmission.their_question);
+}
+
+void Group::ask(int peer, Readmission& readmission) noexcept {
+  readmission.wanted = false;
+  readmission.question = ++num_questions_ * static_cast<std::uint64_t>(num_ranks()) + static_cast<std::uint64_t>(rank_);
+  core::fault_point("unmask.ask", rank_, readmission.question);
+  tell_of_readmission(peer, kMessageUnmask, protocol::next_epoch(low_latency_turn_), readmission.question);
 }
 
 void Group::ask_unmask(int peer) noexcept {
-  control::Message question;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto at = static_cast<std::size_t>(peer);
-    Readmission& readmission = readmissions_[at];
-    const bool is_masked_now = protocol::Shared(masked()[peer]).load(protocol::kRelaxed) != 0;
-    if (!is_masked_now || ended_[at] != 0 || readmission.question != 0 || readmission.their_question != 0) return;
-    if (readmission.turn != 0) return;  // agreed
-    readmission.question = ++questions_;
-    question =
-        message_of(kMessageUnmask, generation_, protocol::next_epoch(low_latency_turn_), readmission.question, "");
+  const std::lock_guard lock(mutex_);
+  const auto at = static_cast<std::size_t>(peer);
+  Readmission& readmission = readmissions_[at];
+  const bool is_masked_now = protocol::Shared(masked()[peer]).load(protocol::kRelaxed) != 0;
+  if (!is_masked_now || ended_[at] != 0) return;
+  if (readmission.question != 0 || readmission.turn != 0) return;  // asked, or agreed
+  if (readmission.their_question != 0) {
+    readmission.wanted = true;
+  } else {
+    ask(peer, readmission);
   }
-  control_->tell(peer, question);
 }
 
 void Group::on_readmission(int peer, const control::Message& message) noexcept {
   const auto turn = static_cast<std::uint32_t>(message.a);
-  control::Message answer;
-  {
-    const std::lock_guard lock(mutex_);
-    Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
-    switch (message.kind) {
-      case kMessageUnmask:
-        if (readmission.question != 0 && rank_ < peer) return;
-        readmission = {.their_question = message.b, .their_turn = turn, .since = readmission.since};
-        break;
-      case kMessageUnmaskOffer:
-        if (readmission.question == 0 || readmission.question != message.b) return;  // taken back
-        readmission.turn = turn_not_begun(turn, readmission);
-        answer = message_of(kMessageUnmaskConfirm, generation_, readmission.turn, message.b, "");
-        break;
-      case kMessageUnmaskConfirm: {
-        if (readmission.their_question == 0 || readmission.their_question != message.b) {
-          answer = message_of(kMessageUnmaskOff, generation_, turn, message.b, "");
-          break;
-        }
-        const std::uint32_t possible = turn_not_begun(turn, readmission);
-        readmission.settled = possible == turn;
-        readmission.turn = readmission.settled ? turn : 0;
-        if (readmission.settled) readmission.their_question = 0;
-        answer = message_of(readmission.settled ? kMessageUnmaskDone : kMessageUnmaskOffer, generation_, possible,
-                            message.b, "");
-        break;
-      }
-      default:
-        if (readmission.question == 0 || readmission.question != message.b || readmission.turn != turn) return;
-        readmission.question = 0;
-        readmission.settled = message.kind == kMessageUnmaskDone;
-        if (!readmission.settled) readmission.turn = 0;
-        return;
+  const std::uint64_t question = message.b;
+  const std::lock_guard lock(mutex_);
+  Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
+  const bool is_mine = readmission.question != 0 && readmission.question == question;
+  const bool is_theirs = readmission.their_question != 0 && readmission.their_question == question;
+  switch (message.kind) {
+    case kMessageUnmask:
+      if (readmission.question != 0 && rank_ < peer) return;
+      readmission = {.their_question = question,
+                     .their_turn = turn,
+                     .wanted = readmission.wanted || readmission.question != 0,
+                     .since = readmission.since};
+      return answer(peer, readmission);
+    case kMessageUnmaskOffer:
+      core::fault_point("unmask.offered", rank_, question);
+      if (!is_mine) return tell_of_readmission(peer, kMessageUnmaskOff, turn, question);  // taken back
+      readmission.turn = turn_not_begun(turn, readmission);
+      return tell_of_readmission(peer, kMessageUnmaskConfirm, readmission.turn, question);
+    case kMessageUnmaskConfirm: {
+      if (!is_theirs) return;  // closed
+      const std::uint32_t possible = turn_not_begun(turn, readmission);
+      readmission.settled = possible == turn;
+      readmission.turn = readmission.settled ? turn : 0;
+      if (readmission.settled) readmission.their_question = 0, readmission.wanted = false;
+      return tell_of_readmission(peer, readmission.settled ? kMessageUnmaskDone : kMessageUnmaskOffer, possible,
+                                 question);
     }
+    case kMessageUnmaskDone:
+      if (!is_mine || readmission.turn != turn) return;
+      readmission.question = 0;
+      readmission.settled = true;
+      return;
+    default:
+      if (is_mine) readmission.question = 0, readmission.turn = 0;
+      if (!is_theirs) return;
+      readmission.their_question = readmission.their_turn = 0;
+      if (readmission.wanted) ask(peer, readmission);
   }
-  if (message.kind == kMessageUnmask) return answer_readmission(peer);
-  control_->tell(peer, answer);
 }
 
 }  // namespace anyep::host

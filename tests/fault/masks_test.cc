@@ -180,6 +180,101 @@ TEST(MasksTest, BothMayAskAtOnceAndNobodyEverWaitsToTheLimit) {
   }
 }
 
+/// Rounds side by side, until both count each other in again. @return their number, at most `most`
+int rounds_until_unmasked(Engine& engine, Task& task, std::barrier<>& both, std::atomic<int>& unmasked, int most) {
+  both.arrive_and_wait();
+  const int before = unmasked;
+  bool is_counted = false;
+  for (int round = 1; round < most; ++round) {
+    both.arrive_and_wait();
+    if (unmasked == before + 2) return round;
+    both.arrive_and_wait();
+    task.low_latency(engine, round);
+    if (!is_counted && masks_of(engine) == 0) is_counted = true, ++unmasked;
+    std::this_thread::sleep_for(1ms);  // for the words
+  }
+  return most;
+}
+
+// Rank 1's question is about to be sent while the agreement about rank 0's is made: it must not arrive behind it, as a new
+// question, which would take that agreement back on one side.
+TEST(MasksTest, AQuestionIsNotOvertakenByTheWordsAboutThePeers) {
+  if (!core::kFaultPoints) GTEST_SKIP() << "this build has no fault points";
+  const LocalGroup group(2);
+  std::barrier both(2);
+  std::atomic<int> unmasked = 0;
+  core::set_fault("unmask.ask:1:*:delay=60");
+  LocalGroup::run_threads(2, [&](int rank) {
+    Engine engine = make_engine(group, rank, 5s);
+    Task task(2, rank);
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      both.arrive_and_wait();
+      engine.mask(1 - rank);
+      both.arrive_and_wait();
+      if (rank == 0) std::this_thread::sleep_for(20ms);  // rank 1 has written its question down
+      const std::int64_t start = now_ns();
+      engine.unmask(1 - rank);
+      std::this_thread::sleep_for(120ms);
+      EXPECT_LT(rounds_until_unmasked(engine, task, both, unmasked, 50), 50) << "rank " << rank;
+      EXPECT_LT(now_ns() - start, scaled_ns(2)) << "one waited for the other to the limit";
+    }
+    engine.close();
+  });
+  core::set_fault("");
+}
+
+// Who masks again closes what it has asked, and what it was asked: other questions are answered all the same.
+TEST(MasksTest, AQuestionThatWasTakenBackStandsInNobodysWay) {
+  if (!core::kFaultPoints) GTEST_SKIP() << "this build has no fault points";
+  const LocalGroup group(2);
+  std::barrier both(2);
+  std::atomic<int> unmasked = 0;
+  LocalGroup::run_threads(2, [&](int rank) {
+    Engine engine = make_engine(group, rank, 5s);
+    Task task(2, rank);
+    const auto begin = [&](const std::string& faults) {
+      engine.mask(1 - rank);
+      both.arrive_and_wait();
+      if (rank == 0) core::set_fault(faults);
+      both.arrive_and_wait();
+    };
+    const auto end = [&](const char* what) {
+      EXPECT_LT(rounds_until_unmasked(engine, task, both, unmasked, 50), 50) << what << ", rank " << rank;
+      if (rank == 0) core::set_fault("");
+    };
+    for (int repeat = 0; repeat < 4; ++repeat) {
+      const int asker = repeat % 2, other = 1 - asker;
+      // While the other is inside an op, which answers at its end; the other asks before it hears that nobody asks any more.
+      begin(fmt::format("low_latency_dispatch.before_send:{}:*:delay=60,unmask.offered:{}:*:delay=60", other, asker));
+      if (rank == asker) {
+        std::this_thread::sleep_for(20ms);
+        engine.unmask(other);
+        engine.mask(other);
+      }
+      task.low_latency(engine, 0);
+      both.arrive_and_wait();
+      if (rank == other) engine.unmask(asker);
+      end("taken back");
+      // The other masks again while the asker thinks about its offer; the asker asks anew once it has heard of it.
+      begin(fmt::format("unmask.offered:{}:*:delay=60", asker));
+      if (rank == asker) engine.unmask(other);
+      if (rank == other) std::this_thread::sleep_for(20ms), engine.mask(asker);
+      both.arrive_and_wait();
+      std::this_thread::sleep_for(90ms);
+      if (rank == asker) engine.unmask(other);
+      end("closed");
+      // Rank 0 takes back the question for which rank 1 drops its own.
+      begin("unmask.ask:1:*:delay=60");
+      if (rank == 0) std::this_thread::sleep_for(20ms);
+      engine.unmask(1 - rank);
+      if (rank == 0) engine.mask(1);
+      both.arrive_and_wait();
+      end("crossed");
+    }
+    engine.close();
+  });
+}
+
 // Rank 1 sleeps for more than the limit, hurries after the others, and all count each other in from one turn on.
 TEST(MasksProcessTest, ASleeperIsMaskedAtTheLimitAndComesBackByAgreement) {
   if (!core::kFaultPoints) GTEST_SKIP() << "this build has no fault points";
