@@ -19,6 +19,8 @@ Bad: a read finds another turn than its own (overwritten), or nobody can go on (
 from collections import deque
 from typing import NamedTuple
 
+from cases import run_cases
+
 IDLE, SENDING, RECEIVING = 0, 1, 2
 NEVER = 99
 
@@ -213,15 +215,5 @@ CASES = [
 ]
 
 
-def main():
-    bad = 0
-    for case in CASES:
-        got, states = Search(case).run()
-        bad += got != case.want
-        verdict = "pass" if got == case.want else f"FAIL (want {case.want})"
-        print(f"{verdict}  {got:11} {states:8} states  regions: {case.title()}", flush=True)
-    return bad != 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_cases("regions", CASES, Search))

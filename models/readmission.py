@@ -12,6 +12,8 @@ Bad: alone     a rank counts the peer in in a turn in which the peer leaves it o
 from collections import deque
 from typing import NamedTuple
 
+from cases import run_cases
+
 ASK, OFFER, CONFIRM, DONE, OFF = "ask", "offer", "confirm", "done", "off"
 OUTSIDE, WAITING, INSIDE = 0, 1, 2
 
@@ -22,14 +24,15 @@ class Case(NamedTuple):
     asks: int               # by each caller
     masks: int              # likewise
     unordered: bool = False  # a question is written down first and sent later: the watcher's words may overtake it
-    no_off: bool = False     # who masks says nothing
-    no_answer: bool = False  # nor who is offered what was not asked
+    no_off: bool = False     # who masks does not close the peer's question
+    no_answer: bool = False  # an offer for a question that was taken back is not answered
     no_wish: bool = False    # a caller's question beside an open one of the peer's is forgotten
 
     def title(self):
         parts = [f"{self.turns} turns, each caller asks {self.asks} and masks {self.masks}"]
-        parts += [text for said, text in ((self.unordered, "words out of order"), (self.no_off, "masks unsaid"), (self.no_answer, "stale offers unanswered"),
-                                          (self.no_wish, "wishes forgotten")) if said]
+        parts += [text for said, text in (
+            (self.unordered, "words out of order"), (self.no_off, "masks unsaid"),
+            (self.no_answer, "stale offers unanswered"), (self.no_wish, "wishes forgotten")) if said]
         return ", ".join(parts)
 
 
@@ -109,7 +112,7 @@ class Search:
         if r.agreed and r.turn >= r.agreed:
             if not r.settled:
                 return r
-            r = r._replace(question=0, theirs=0, their_turn=0, agreed=0, settled=False, wanted=False, masked=False, wish=False)
+            r = r._replace(agreed=0, settled=False, masked=False, wish=False)  # no question is open: it is settled
         return r._replace(where=INSIDE, counted=r.counted + (not r.masked,))
 
     def end(self, s, me, r):
@@ -164,7 +167,7 @@ class Search:
         if kind == DONE:
             if r.question != about or r.agreed != turn:
                 return s
-            return self.state(s, me, self.lift(r._replace(question=0, theirs=0, their_turn=0, settled=True)))
+            return self.state(s, me, self.lift(r._replace(question=0, settled=True)))
         if r.question == about:
             return self.state(s, me, self.lift(r._replace(question=0, agreed=0, settled=False, wish=False)))
         if r.theirs == about:
@@ -211,15 +214,5 @@ CASES = [
 ]
 
 
-def main():
-    bad = 0
-    for case in CASES:
-        got, states = Search(case).run()
-        bad += got != case.want
-        verdict = "pass" if got == case.want else f"FAIL (want {case.want})"
-        print(f"{verdict}  {got:11} {states:8} states  readmission: {case.title()}", flush=True)
-    return bad != 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_cases("readmission", CASES, Search))

@@ -129,14 +129,13 @@ class Group final : public control::Listener {
 
  private:
   struct Readmission {
-    std::uint64_t question = 0;        ///< this rank's, not settled yet; 0 = none
-    std::uint64_t their_question = 0;  ///< the peer's, not settled yet; 0 = none
-    std::uint32_t their_turn = 0;      ///< of the peer's question, until it is answered
-    std::uint32_t turn = 0;            ///< from which both count each other in; 0 = none
-    std::uint32_t margin = 2;          ///< turns between an offer and what it is about; doubled when that was too few
-    bool settled = false;              ///< both know the turn
-    bool wanted = false;               ///< this rank asks where the peer's question is closed
-    std::uint32_t since = 0;           ///< the turn in which the mask was lifted; 0 = long ago
+    std::uint64_t question = 0;    ///< open, of either: modulo the number of ranks it is the asker's rank; 0 = none
+    std::uint32_t their_turn = 0;  ///< of the peer's question, until it is answered
+    std::uint32_t turn = 0;        ///< from which both count each other in; 0 = none
+    std::uint32_t margin = 2;      ///< turns between an offer and what it is about; doubled when that was too few
+    bool settled = false;          ///< both know the turn
+    bool wanted = false;           ///< this rank asks where the peer's question is closed
+    std::uint32_t since = 0;       ///< the turn in which the mask was lifted; 0 = long ago
   };
 
   Group() = default;
@@ -148,6 +147,7 @@ class Group final : public control::Listener {
   void set_gone(int peer, Gone how) noexcept;
   void wake_own() noexcept;
   void on_readmission(int peer, const control::Message& message) noexcept;
+  bool asks(const Readmission& readmission) const noexcept;  ///< is its question this rank's?
   void ask(int peer, Readmission& readmission) noexcept;
   void answer(int peer, Readmission& readmission) noexcept;
   void tell_of_readmission(int peer, std::uint32_t kind, std::uint32_t turn, std::uint64_t question) noexcept;

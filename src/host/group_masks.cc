@@ -26,8 +26,8 @@ void Group::set_mask(int peer, bool mask) noexcept {
 void Group::mask(int peer) noexcept {
   const std::lock_guard lock(mutex_);
   Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
-  if (readmission.their_question != 0) {
-    tell_of_readmission(peer, kMessageUnmaskOff, 0, readmission.their_question);
+  if (readmission.question != 0 && !asks(readmission)) {
+    tell_of_readmission(peer, kMessageUnmaskOff, 0, readmission.question);
   }
   readmission = {};
   set_mask(peer, true);
@@ -90,12 +90,16 @@ void Group::answer(int peer, Readmission& readmission) noexcept {
   const std::uint32_t turn =
       turn_not_begun(protocol::Producer::advance(readmission.their_turn, readmission.margin), readmission);
   readmission.their_turn = 0;
-  tell_of_readmission(peer, kMessageUnmaskOffer, turn, readmission.their_question);
+  tell_of_readmission(peer, kMessageUnmaskOffer, turn, readmission.question);
+}
+
+bool Group::asks(const Readmission& readmission) const noexcept {
+  return readmission.question != 0 && readmission.question % memories_.size() == static_cast<std::uint64_t>(rank_);
 }
 
 void Group::ask(int peer, Readmission& readmission) noexcept {
   readmission.wanted = false;
-  readmission.question = ++num_questions_ * static_cast<std::uint64_t>(num_ranks()) + static_cast<std::uint64_t>(rank_);
+  readmission.question = ++num_questions_ * memories_.size() + static_cast<std::uint64_t>(rank_);
   core::fault_point("unmask.ask", rank_, readmission.question);
   tell_of_readmission(peer, kMessageUnmask, protocol::next_epoch(low_latency_turn_), readmission.question);
 }
@@ -106,8 +110,8 @@ void Group::ask_unmask(int peer) noexcept {
   Readmission& readmission = readmissions_[at];
   const bool is_masked_now = protocol::Shared(masked()[peer]).load(protocol::kRelaxed) != 0;
   if (!is_masked_now || ended_[at] != 0) return;
-  if (readmission.question != 0 || readmission.turn != 0) return;  // asked, or agreed
-  if (readmission.their_question != 0) {
+  if (asks(readmission) || readmission.turn != 0) return;  // or it is agreed
+  if (readmission.question != 0) {
     readmission.wanted = true;
   } else {
     ask(peer, readmission);
@@ -119,39 +123,37 @@ void Group::on_readmission(int peer, const control::Message& message) noexcept {
   const std::uint64_t question = message.b;
   const std::lock_guard lock(mutex_);
   Readmission& readmission = readmissions_[static_cast<std::size_t>(peer)];
-  const bool is_mine = readmission.question != 0 && readmission.question == question;
-  const bool is_theirs = readmission.their_question != 0 && readmission.their_question == question;
+  const bool is_open = question != 0 && readmission.question == question;
   switch (message.kind) {
     case kMessageUnmask:
-      if (readmission.question != 0 && rank_ < peer) return;
-      readmission = {.their_question = question,
+      if (asks(readmission) && rank_ < peer) return;
+      readmission = {.question = question,
                      .their_turn = turn,
-                     .wanted = readmission.wanted || readmission.question != 0,
+                     .wanted = readmission.wanted || asks(readmission),
                      .since = readmission.since};
       return answer(peer, readmission);
     case kMessageUnmaskOffer:
       core::fault_point("unmask.offered", rank_, question);
-      if (!is_mine) return tell_of_readmission(peer, kMessageUnmaskOff, turn, question);  // taken back
+      if (!is_open) return tell_of_readmission(peer, kMessageUnmaskOff, turn, question);  // taken back
       readmission.turn = turn_not_begun(turn, readmission);
       return tell_of_readmission(peer, kMessageUnmaskConfirm, readmission.turn, question);
     case kMessageUnmaskConfirm: {
-      if (!is_theirs) return;  // closed
+      if (!is_open) return;  // closed
       const std::uint32_t possible = turn_not_begun(turn, readmission);
       readmission.settled = possible == turn;
       readmission.turn = readmission.settled ? turn : 0;
-      if (readmission.settled) readmission.their_question = 0, readmission.wanted = false;
+      if (readmission.settled) readmission.question = 0, readmission.wanted = false;
       return tell_of_readmission(peer, readmission.settled ? kMessageUnmaskDone : kMessageUnmaskOffer, possible,
                                  question);
     }
     case kMessageUnmaskDone:
-      if (!is_mine || readmission.turn != turn) return;
+      if (!is_open || readmission.turn != turn) return;
       readmission.question = 0;
       readmission.settled = true;
       return;
     default:
-      if (is_mine) readmission.question = 0, readmission.turn = 0;
-      if (!is_theirs) return;
-      readmission.their_question = readmission.their_turn = 0;
+      if (!is_open) return;
+      readmission.question = readmission.turn = readmission.their_turn = 0;
       if (readmission.wanted) ask(peer, readmission);
   }
 }
