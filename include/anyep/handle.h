@@ -31,8 +31,9 @@ class ANYEP_API Handle {
   /// From arrays that a caller kept; copies them. @throws Error kArgument: malformed or inconsistent arrays.
   static Handle adopt(int num_ranks, int rank, const HandleArrays&);
 
-  std::int64_t num_rows() const;    ///< rows this rank receives; the host waits for the counts, kTimeout says for whom
-  std::int64_t num_tokens() const;  ///< of this rank; never waits
+  std::int64_t num_rows() const;     ///< rows this rank receives; the host waits for the counts, kTimeout says for whom
+  bool has_counts() const noexcept;  ///< num_rows() would not wait
+  std::int64_t num_tokens() const;   ///< of this rank; never waits
   int num_ranks() const;
   int rank() const;
   /// Pairs received per local expert; waits likewise. Empty for an adopted handle.

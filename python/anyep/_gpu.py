@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 from . import _native
 from .arrays import TorchLibrary, code_of, torch_library
@@ -16,6 +16,7 @@ from .errors import CapacityError, UnsupportedError, argument_error
 logger = logging.getLogger("anyep")
 
 _UINT8 = code_of("uint8")
+_LEAST_CUT = 2 << 20  # bytes; torch splits a large block where more than 1 MiB would be left
 # One for the process: torch keeps no reference to it, and frees what it gave at any time. Making it lets other threads run.
 _allocator: Any = None
 _making_allocator = threading.Lock()
@@ -67,6 +68,18 @@ class Gpu(TorchLibrary):
             tensor = self.pool.empty(shape, dtype, num_bytes, self.torch_device)
         return self.empty(shape, dtype) if tensor is None else tensor
 
+    def rows_ahead(self, shape: Tuple[int, ...], dtype: Any) -> Optional[List[Any]]:
+        """The same for a guess of the number of rows, for ``cut``; None: the window has no free room for so many."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes == 0:
+            return None
+        tensor = self.pool.empty(shape, dtype, num_bytes, self.torch_device, ahead=True)
+        return None if tensor is None else [tensor]
+
+    def cut(self, ahead: List[Any], num_rows: int) -> Any:
+        """The first rows of what ``rows_ahead`` gave; what lies behind them goes back to the pool where torch lets it."""
+        return self.pool.cut(ahead, num_rows, self)
+
     def _captured_rows(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int) -> Any:
         """A capture has a pool of its own, which torch prefers to ours. What is allocated here goes to no other call as long as
         the engine lives: a replay writes it again."""
@@ -101,23 +114,23 @@ class WindowPool:
         self._torch: Any = None
         self._begin: Any = None
         self._usable = True
-        self._too_large = math.inf  # bytes that did not fit, until something is freed
+        self._too_large = [math.inf, math.inf]  # bytes that did not fit (of rows made ahead), until something is freed
         self._freed = 0
 
     def close(self) -> None:
         """Tensors that are alive stay so."""
         self._usable, self._pool = False, None
 
-    def empty(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int, device: Any) -> Any:
-        """None: ordinary memory has to do."""
-        if num_bytes >= self._too_large:
+    def empty(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int, device: Any, ahead: bool = False) -> Any:
+        """None: ordinary memory has to do. ``ahead``: only what is free in pool or window."""
+        if num_bytes >= self._too_large[ahead]:
             if self._freed == _native.num_freed():
                 return None
-            self._too_large = math.inf
+            self._too_large = [math.inf, math.inf]
         if self._pool is None and not (self._usable and self._open()):
             return None
         torch = self._torch
-        _native.allocate_from(self._native)
+        _native.allocate_from(self._native, ahead)
         try:
             if self._begin is None:
                 with torch.cuda.use_mem_pool(self._pool, device):
@@ -131,8 +144,9 @@ class WindowPool:
                 self._release(self._device, pool)
         except torch.cuda.OutOfMemoryError:
             self._native.check()  # a failed engine refuses rows too, and its error is what matters
-            self._too_large, self._freed = num_bytes, _native.num_freed()
-            logger.info("rows of %d bytes lie outside the window: %s", num_bytes, _native.refusal())
+            self._too_large[ahead], self._freed = num_bytes, _native.num_freed()
+            if not ahead:
+                logger.info("rows of %d bytes lie outside the window: %s", num_bytes, _native.refusal())
             return None
         except RuntimeError as error:  # this torch, or its settings, has no pools like this one
             self._native.check()
@@ -141,6 +155,31 @@ class WindowPool:
             return None
         finally:
             _native.allocate_from(None)
+
+    def cut(self, ahead: List[Any], num_rows: int, gpu: Gpu) -> Any:
+        """torch cannot shrink a block. But a block that is freed and asked for again in a smaller size comes from the same place,
+        unless a smaller free one fits better: then it is taken back whole. Nobody else allocates from this pool in between, and
+        on the stream nothing comes between the dispatch that fills the rows and who uses them."""
+        whole = ahead.pop()
+        shape, dtype, address, num_bytes = whole.shape, whole.dtype, whole.data_ptr(), whole.nbytes
+        front = (num_rows, *shape[1:])
+        kept_bytes = math.prod(front) * dtype.itemsize
+        if self._begin is None or num_rows == 0 or num_bytes - kept_bytes < _LEAST_CUT:
+            return whole[:num_rows]
+        del whole
+        rows = self.empty(front, dtype, kept_bytes, gpu.torch_device, ahead=True)
+        if rows is not None and rows.data_ptr() == address:
+            return rows
+        del rows
+        whole = self.empty(shape, dtype, num_bytes, gpu.torch_device, ahead=True)
+        if whole is not None and whole.data_ptr() == address:
+            return whole[:num_rows]
+        # Another thread has given tensors of the pool back meanwhile. The rows still lie where they lay.
+        rows = gpu.new(front, dtype) if whole is None else whole[:num_rows]
+        shown = gpu.torch.utils.dlpack.from_dlpack(
+            _native.dlpack_of(_native.View(address, _UINT8, (kept_bytes,)), self._device))
+        rows.view(gpu.torch.uint8).view(-1).copy_(shown)
+        return rows
 
     def _open(self) -> bool:
         global _allocator

@@ -10,6 +10,7 @@ import collections
 from typing import Any, Deque, List, Optional, Sequence, Tuple
 
 from . import _native
+from ._ahead import dispatch_ahead
 from ._calls import LowLatency, _forward_log, _log_waits, logger, on_stream
 from ._gpu import Gpu, device_of, must_have_torch
 from .arrays import code_of, library_of, optional_view, view
@@ -204,6 +205,11 @@ class Engine:
             views = (x_view, optional_view(op, "scales", scales, device), optional_view(op, "experts", experts, device),
                      optional_view(op, "weights", weights, device))
             extra_views = [view(op, "extra", tensor, device) for tensor in extra]
+            if num_rows is None and self._gpu is not None and not handle._native.has_counts():
+                done = dispatch_ahead(self, handle, Rows(x, scales, experts, weights, tuple(extra)), (*views, extra_views),
+                                      (timeout_s, num_sms, list(after), wait))
+                if done is not None:
+                    return done
             out = self._new_rows(x, views, extra, extra_views, handle.num_rows if num_rows is None else num_rows)
         else:
             views, extra_views = (x, scales, experts, weights), extra

@@ -103,16 +103,15 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
     in_rank_view = view("dispatch", "is_token_in_rank", token_in_rank, device)
     pairs_view = view("dispatch", "num_tokens_per_expert", pairs, device)
     top_k = 1 if topk_idx is None else topk_idx.shape[-1]
+    route = (pairs.shape[0], top_k, ids_view, in_rank_view, pairs_view)
     with place:
-        native = engine._native.route(pairs.shape[0], top_k, ids_view, in_rank_view, pairs_view, place.number, 0.0, [], False)
-        num_rows = num_worst_tokens or native.num_rows()
-        out, out_view, out_scales = payload.outputs(engine, num_rows, runtime.rows_in_window())
-        out_ids = out_weights = None
-        if topk_idx is not None and topk_weights is not None:
-            out_ids = gpu.new((num_rows, top_k), topk_idx.dtype)
-            out_weights = gpu.new((num_rows, top_k), topk_weights.dtype)
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, (), out_view,
-                                        out_scales, out_ids, out_weights, (), place.number, 0.0, num_sms, [], False)
+        send = _Send(engine, payload, (topk_idx, topk_weights), (ids_view, weights_view), num_sms, place.number,
+                     runtime.rows_in_window())
+        if num_worst_tokens:
+            native, event, num_rows = send.into(num_worst_tokens, route)
+        else:
+            native, event, num_rows = send.exactly(route)
+        out, out_scales, out_ids, out_weights = send.outputs
         counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
         prefix, tokens, source, token_place = shown = tuple(map(_from_dlpack, native.take_v1(device, num_rows)))
         if not gpu.is_capturing():  # a graph fills the arrays anew at every replay, and the host would not know
@@ -121,6 +120,62 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
                            (out, out_scales, out_ids, out_weights))
     handle = (prefix, tokens, tokens, source, token_in_rank, token_place)
     return (out if out_scales is None else (out, out_scales)), out_ids, out_weights, counts, handle, end
+
+
+class _Send:
+    """One fresh dispatch: route and dispatch as one where the number of rows need not be known."""
+
+    def __init__(self, engine: Any, payload: Payload, choices: Tuple[Optional[Tensor], Optional[Tensor]],
+                 choice_views: Tuple[Any, Any], num_sms: int, stream: int, in_window: bool) -> None:
+        self.engine, self.payload, self.choices = engine, payload, choices
+        self.given = (payload.x_view, payload.scales_view, *choice_views, ())
+        self.num_sms, self.stream, self.in_window = num_sms, stream, in_window
+        self.outputs: Tuple[Any, Any, Any, Any] = (None, None, None, None)  # x, scales, ids, weights
+
+    def into(self, num_rows: int, route: Tuple[Any, ...]) -> Tuple[Any, Any, int]:
+        """As many rows as the caller says; the host waits for nothing."""
+        out, out_view, out_scales = self.payload.outputs(self.engine, num_rows, self.in_window)
+        ids, weights = self._choices(num_rows)
+        self.outputs = (out, out_scales, ids, weights)
+        native, event, _ = self.engine._native.dispatch_fresh(*route, *self.given, out_view, out_scales, ids, weights, (), True,
+                                                              self.stream, 0.0, self.num_sms, [])
+        return native, event, num_rows
+
+    def exactly(self, route: Tuple[Any, ...]) -> Tuple[Any, Any, int]:
+        """As many rows as come. Where the window has free room for a guess, they move before the host knows."""
+        native = self.engine._native
+        guess = native.rows_ahead(self.payload.x.shape[0])
+        ahead = self.payload.outputs_ahead(self.engine, guess) if self.in_window else None
+        if ahead is None:
+            handle = native.route(*route, self.stream, 0.0, [], False)
+        else:
+            out, out_view, out_scales = ahead
+            ids, weights = self._choices(guess)
+            handle, event, dispatched = native.dispatch_fresh(
+                *route, *self.given, out_view, None if out_scales is None else out_scales[0], ids, weights, (), False,
+                self.stream, 0.0, self.num_sms, [])
+            if dispatched:
+                num_rows = handle.num_rows()
+                cut = self.engine._gpu.cut
+                self.outputs = (cut(out, num_rows), None if out_scales is None else cut(out_scales, num_rows),
+                                None if ids is None else ids[:num_rows], None if weights is None else weights[:num_rows])
+                return handle, event, num_rows
+            del ahead, out, out_scales, ids, weights  # before as much is taken again
+        num_rows = handle.num_rows()
+        out, out_view, out_scales = self.payload.outputs(self.engine, num_rows, self.in_window)
+        ids, weights = self._choices(num_rows)
+        self.outputs = (out, out_scales, ids, weights)
+        event = native.dispatch(handle, *self.given, out_view, out_scales, ids, weights, (), self.stream, 0.0, self.num_sms, [],
+                                False)
+        return handle, event, num_rows
+
+    def _choices(self, num_rows: int) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """Room for received ids and weights."""
+        topk_idx, topk_weights = self.choices
+        if topk_idx is None or topk_weights is None:
+            return None, None
+        shape, gpu = (num_rows, topk_idx.shape[-1]), self.engine._gpu
+        return gpu.new(shape, topk_idx.dtype), gpu.new(shape, topk_weights.dtype)
 
 
 def combine(engine: Any, place: Place, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int

@@ -121,6 +121,16 @@ class Payload:
             out_scales = _TORCH.new((num_rows, *scales.shape[1:]), scales.dtype)
         return out, _bytes_of(out) if self.as_bytes else out, out_scales
 
+    def outputs_ahead(self, engine: Any, num_rows: int) -> Optional[Tuple[List[Tensor], Any, Optional[List[Tensor]]]]:
+        """On GPUs: rows, their view and scales for a guess of the number of rows, in free room of the window; the tensors as
+        ``Gpu.cut`` takes them, in lists that alone hold them. None: there is no such room."""
+        x, scales, gpu = self.x, self.scales, engine._gpu
+        out = gpu.rows_ahead((num_rows, x.shape[-1]), x.dtype)
+        out_scales = None if scales is None else gpu.rows_ahead((num_rows, *scales.shape[1:]), scales.dtype)
+        if out is None or (scales is not None and out_scales is None):
+            return None
+        return out, _bytes_of(out[0]) if self.as_bytes else view("dispatch", "recv_x", out[0], self.device), out_scales
+
     def _engine_makes(self) -> bool:
         x, scales = self.x, self.scales
         if x.dtype not in _ELEMENTS or x.dim() != 2:

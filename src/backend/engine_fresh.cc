@@ -154,8 +154,7 @@ Fresh Engine::dispatch_ahead(const Rows& x, const Handle& handle, const Rows& ou
                              const Options& options) {
   Fresh fresh;
   const std::shared_ptr<Handle::State>& state = handle.state_;
-  const bool known = state == nullptr || state->routed == nullptr || state->routed->done();
-  if (!core_->limits.on_device || known) {
+  if (!core_->limits.on_device || state == nullptr || handle.has_counts()) {
     fresh.dispatched = state == nullptr || !out.x.given() || handle.num_rows() <= out.x.shape[0];
     if (!fresh.dispatched) return fresh;
     const Rows exact = state == nullptr ? out : front_of(out, handle.num_rows());

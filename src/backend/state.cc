@@ -245,6 +245,9 @@ Handle Handle::adopt(int num_ranks, int rank, const HandleArrays& arrays) {
 std::int64_t Handle::num_rows() const {
   return ready(state_).num_rows();
 }
+bool Handle::has_counts() const noexcept {
+  return state_ != nullptr && (state_->routed == nullptr || state_->routed->done());
+}
 std::int64_t Handle::num_tokens() const {
   return state_ == nullptr ? 0 : state_->num_tokens;
 }

@@ -81,8 +81,8 @@ Grant no_grant(std::uint64_t room) {
   return grant;
 }
 
-void must_know_rows(const backend::Call& call, const backend::DispatchCall& dispatch, bool captured) {
-  if (!captured || !dispatch.whole_or_nothing) return;
+void must_know_rows(const backend::Call& call, const backend::DispatchCall& dispatch) {
+  if (!dispatch.whole_or_nothing || !is_capturing(static_cast<cudaStream_t>(call.stream.native))) return;
   core::throw_error(ErrorCode::kUnsupported, call.op,
                     "the host cannot wait for the number of rows in a captured graph; make rows for the most that may "
                     "come and let a surplus be dropped");
@@ -262,8 +262,8 @@ void CudaBackend::dispatch(const backend::Call& call, const backend::DispatchCal
   const DeviceGuard guard(rank_->device());
   must_be_on_device(*rank_, call, "x", dispatch.x);
   must_be_on_device(*rank_, call, "out", dispatch.out);
+  must_know_rows(call, dispatch);
   const Rank::Launch launch = rank_->begin(call);
-  must_know_rows(call, dispatch, launch.captured);
   Sent sent = prepare(call, dispatch);
   sent.params.team = launch.team;
   this->launch(call, dispatch, sent, launch.stream);
@@ -278,8 +278,8 @@ void CudaBackend::route_and_dispatch(const backend::Call& route_call, const back
                                      const backend::Call& call, const backend::DispatchCall& dispatch) {
   const DeviceGuard guard(rank_->device());
   check_arguments(route_call, route);
+  must_know_rows(call, dispatch);
   const Rank::Launch first = rank_->begin(route_call);
-  must_know_rows(call, dispatch, first.captured);
   Routed routed = prepare(route_call, route);
   routed.params.team = first.team;
   route.handle->device = routed.handle;  // what the dispatch is prepared with

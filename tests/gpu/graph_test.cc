@@ -65,6 +65,26 @@ TEST_P(GpuGraph, SeveralGraphsAndEagerCallsTakeTurns) {
   });
 }
 
+// Captured as one; eager ones, launched early where a rank has its GPU alone, take turns with the replays.
+TEST_P(GpuGraph, RouteAndDispatchAsOne) {
+  with_ranks(GetParam(), [](GpuRank& me) {
+    me.take_worst_case_rows();
+    const StreamGraph graph(me.stream(), [&] { me.launch_without_host(GpuRank::Together::kYes); });
+    const StreamGraph apart(me.stream(), [&] { me.launch_without_host(); });
+    for (unsigned round = 0; round < 10; ++round) {
+      me.change_inputs(round);
+      graph.replay();
+      apart.replay();
+      graph.replay();
+      EXPECT_EQ(me.compare(), "") << "round " << round;
+      me.launch_fresh();
+      EXPECT_EQ(me.finish(), "") << "round " << round;
+      me.launch_without_host(GpuRank::Together::kYes);
+      EXPECT_EQ(me.compare(), "") << "round " << round;
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, GpuGraph, testing::Values(1, 2, 4), testing::PrintToStringParamName());
 
 }  // namespace

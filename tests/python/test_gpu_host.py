@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import types
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 import anyep
-from anyep import _gpu, _native
+from anyep import Rows, _gpu, _native
+from anyep._ahead import dispatch_ahead
 from anyep.arrays import view
 from deep_ep import EventHandle, EventOverlap
 from deep_ep import gpu as deep_ep_gpu
@@ -136,6 +138,51 @@ def test_without_pools_there_is_ordinary_memory():
         assert pool.empty((4, 4), torch.float32, 64, torch.device("cpu")) is None
 
 
+class Shelf(_gpu.WindowPool):
+    """A pool as torch has it: a tensor comes from the smallest free block that it fits into, at its front."""
+
+    def __init__(self, blocks):
+        super().__init__(None, 0)
+        self._begin = "torch has what it takes"
+        self._memory = torch.zeros(sum(blocks), dtype=torch.uint8)
+        self._blocks = [(sum(blocks[:at]), size) for at, size in enumerate(blocks)]
+        self._taken = {}
+
+    def empty(self, shape, dtype, num_bytes, device, ahead=False):
+        free = [block for block in self._blocks if self._taken.get(block[0], lambda: None)() is None and block[1] >= num_bytes]
+        if not free:
+            return None
+        begin = min(free, key=lambda block: block[1])[0]
+        tensor = self._memory[begin:begin + num_bytes].view(dtype).view(shape)
+        self._taken[begin] = weakref.ref(tensor)
+        return tensor
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("blocks, whole_block", [([8 * MIB], False), ([4 * MIB, 8 * MIB], True), ([9 * MIB, 8 * MIB], False)],
+                         ids=["one block", "a smaller one fits better", "a larger one"])
+def test_rows_made_ahead_are_cut_where_they_lie(blocks, whole_block):
+    pool, gpu = Shelf(blocks), types.SimpleNamespace(torch_device=None)
+    held = [pool.empty((8, MIB), torch.uint8, 8 * MIB, None, ahead=True)]
+    address = held[0].data_ptr()
+    held[0][:3] = 7
+    rows = pool.cut(held, 3, gpu)
+    assert held == [] and rows.shape == (3, MIB) and rows.data_ptr() == address and bool((rows == 7).all())
+    if not whole_block:  # a view of the whole, whose life this shelf does not see
+        again = pool.empty((8, MIB), torch.uint8, 8 * MIB, None)
+        assert again is None or again.data_ptr() != address  # the rows' place is taken
+
+
+def test_little_is_not_worth_a_cut():
+    pool, gpu = Shelf([8 * MIB]), types.SimpleNamespace(torch_device=None)
+    for num_rows in (7, 8, 0):
+        held = [pool.empty((8, MIB), torch.uint8, 8 * MIB, None, ahead=True)]
+        pool._begin = "something" if num_rows else None  # nor where torch lacks what it takes
+        assert pool.cut(held, num_rows, gpu).shape == (num_rows, MIB)
+
+
 class _Tensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device", ctypes.c_int32), ("ndim", ctypes.c_int32),
                 ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
@@ -172,25 +219,45 @@ class Played:
         handle.num_rows()  # what follows looks at arrays, for which a CPU rank would wait with the interpreter's lock
         return handle
 
+    def dispatch_fresh(self, *arguments):
+        handle, event, dispatched = self._native.dispatch_fresh(*arguments)
+        handle.num_rows()  # likewise
+        return handle, event, dispatched
+
     def adopt(self, rows_until, place, source, tokens, stream):
         return _native.Handle.adopt(self._native.num_ranks, self._native.rank, rows_until, place, source, tokens)
 
 
-def play(engine):
+def cut(held, num_rows):
+    """As ``Gpu.cut``: a place is kept only where nobody else holds the tensor."""
+    whole = held.pop()
+    gone, rows = weakref.ref(whole), torch.empty(0, dtype=whole.dtype).set_(whole.untyped_storage(), 0, whole.shape)[:num_rows]
+    del whole
+    assert gone() is None
+    return rows
+
+
+def play(engine, guess=None):
+    """``guess``: rows that are made ahead; None: the window has no room for any."""
     engine._native = Played(engine._native)
+    engine._native.rows_ahead = lambda num_tokens: guess
     empty = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: E731
+    ahead = lambda shape, dtype: None if guess is None else [empty(shape, dtype)]  # noqa: E731
     engine._gpu = types.SimpleNamespace(device=-1, stream=lambda: 0, is_capturing=lambda: False, new=empty, rows=empty,
+                                        rows_ahead=ahead, cut=cut,
                                         torch_device=torch.device("cpu"), pool=types.SimpleNamespace(close=lambda: None))
     return types.SimpleNamespace(gpu=engine._gpu, rows_in_window=lambda: True)
 
 
-@pytest.mark.parametrize("worst", [0, 40])
-def test_calls_for_gpus(monkeypatch, worst):
+@pytest.mark.parametrize("worst, guess", [(0, None), (0, 20), (0, 1), (40, None)],
+                         ids=["no room ahead", "room ahead", "too little room", "worst"])
+def test_calls_for_gpus(monkeypatch, worst, guess):
     monkeypatch.setattr(deep_ep_gpu, "_from_dlpack", tensor_of)
 
     def body(engine):
         counts, pairs, there = engine.layout(torch.tensor(IDS), 8)
-        runtime = play(engine)
+        # Ranks differ in what they do, and their peers cannot tell.
+        runtime = play(engine, None if engine.rank == 3 else guess)
         ids, weights = torch.tensor(IDS), torch.ones(5, 2)
         x = tokens_of(engine.rank, torch.bfloat16)
 
@@ -223,6 +290,29 @@ def test_calls_for_gpus(monkeypatch, worst):
         for broken in (handle[:5], (handle[0][:2], *handle[1:]), (*handle[:5], handle[5].long())):
             with pytest.raises(anyep.ArgumentError, match="handle"):
                 deep_ep_gpu.cached_dispatch(runtime, engine, place(), x, broken, 1)
+
+    on_ranks(4, body)
+
+
+@pytest.mark.parametrize("guess, moved", [(20, True), (1, False), (None, False)], ids=["room", "too little", "none"])
+def test_rows_made_ahead(guess, moved):
+    def body(engine):
+        handle = engine.route(torch.tensor(IDS), 8, wait=False)
+        runtime = play(engine, guess)
+        engine._gpu.torch = torch
+        x = tokens_of(engine.rank, torch.bfloat16)
+        given = Rows(x, None, torch.tensor(IDS), torch.ones(5, 2), (torch.arange(5, dtype=torch.int32)[:, None],))
+        views = tuple(None if tensor is None else view("dispatch", "x", tensor) for tensor in given[:4])
+        done = dispatch_ahead(engine, handle, given, (*views, [view("dispatch", "extra", given.extra[0])]), (0.0, 1, [], True))
+        assert (done is not None) == moved and runtime.gpu is engine._gpu
+        if done is None:
+            engine._gpu = None
+            done = engine.dispatch(x, handle, experts=given.experts, weights=given.weights, extra=given.extra)
+        expected = rows_expected(engine.rank)
+        assert done.rows.x.shape == (len(expected), 32) and done.rows.experts.shape == done.rows.weights.shape
+        for row, (source, token) in enumerate(expected):
+            assert torch.equal(done.rows.x[row], tokens_of(source, torch.bfloat16)[token])
+            assert done.rows.extra[0][row].item() == token
 
     on_ranks(4, body)
 

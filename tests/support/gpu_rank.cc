@@ -7,6 +7,7 @@
 #include <bit>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace anyep::test {
 namespace {
@@ -86,15 +87,27 @@ void GpuRank::take_worst_case_rows() {
   worst_case_rows_ = engine_->make_rows(kTokens * engine_->num_ranks(), Shape{num_experts_, 0, kHidden});
 }
 
-void GpuRank::launch_without_host() {
-  Shape shape{num_experts_, kTopK};
+Routing GpuRank::routing() const {
   Routing routing;
   routing.experts = TensorView::dense(ids_, DType::kI64, {kTokens, kTopK});
-  captured_.push_back(engine_->route(shape, routing, {stream_}));
-  Rows in, out;
+  return routing;
+}
+
+Rows GpuRank::input() const {
+  Rows in;
   in.x = TensorView::dense(x_, DType::kBF16, {kTokens, kHidden});
+  return in;
+}
+
+void GpuRank::launch_without_host(Together together) {
+  Rows out;
   out.x = worst_case_rows_.view().x;
-  (void)engine_->dispatch(in, captured_.back(), out, {stream_});
+  if (together == Together::kYes) {
+    captured_.push_back(engine_->dispatch_fresh(shape(), routing(), input(), out, Surplus::kDropped, {stream_}).handle);
+  } else {
+    captured_.push_back(engine_->route(shape(), routing(), {stream_}));
+    (void)engine_->dispatch(input(), captured_.back(), out, {stream_});
+  }
   must(cudaMemsetAsync(out_, 0xFF, kTokens * kHidden * 2, stream_), "cudaMemsetAsync");
   CombineInput back;
   back.x = worst_case_rows_.view().x;
@@ -110,10 +123,23 @@ GpuRank::~GpuRank() {
 }
 
 void GpuRank::launch_route() {
-  Shape shape{num_experts_, kTopK};
-  Routing routing;
-  routing.experts = TensorView::dense(ids_, DType::kI64, {kTokens, kTopK});
-  handle_ = engine_->route(shape, routing, {stream_});
+  handle_ = engine_->route(shape(), routing(), {stream_});
+}
+
+Fresh GpuRank::dispatch_into(const Rows& out, Surplus surplus) {
+  return engine_->dispatch_fresh(shape(), routing(), input(), out, surplus, {stream_});
+}
+
+Fresh GpuRank::dispatch_fresh() {
+  return engine_->dispatch_fresh(shape(), routing(), input(), {stream_});
+}
+
+void GpuRank::launch_fresh() {
+  Fresh fresh = dispatch_fresh();
+  handle_ = std::move(fresh.handle);
+  rows_ = std::move(fresh.rows);
+  must(cudaMemsetAsync(out_, 0xFF, host_x_.size() * 2, stream_), "cudaMemsetAsync");
+  launch_combine();
 }
 
 void GpuRank::launch_combine() {
@@ -126,12 +152,15 @@ void GpuRank::launch_combine() {
 
 void GpuRank::launch() {
   launch_route();
-  Shape shape{num_experts_, 0, kHidden};
-  rows_ = engine_->make_rows(handle_->num_rows(), shape);
-  Rows in, out;
-  in.x = TensorView::dense(x_, DType::kBF16, {kTokens, kHidden});
+  launch_with(std::move(*handle_));
+}
+
+void GpuRank::launch_with(Handle handle) {
+  handle_ = std::move(handle);
+  rows_ = engine_->make_rows(handle_->num_rows(), Shape{num_experts_, 0, kHidden});
+  Rows out;
   out.x = rows_.view().x;
-  (void)engine_->dispatch(in, *handle_, out, {stream_});
+  (void)engine_->dispatch(input(), *handle_, out, {stream_});
   must(cudaMemsetAsync(out_, 0xFF, host_x_.size() * 2, stream_), "cudaMemsetAsync");
   launch_combine();
 }

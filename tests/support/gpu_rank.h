@@ -32,6 +32,13 @@ class GpuRank {
     launch();
     return finish();
   }
+  /// The same with route and dispatch as one.
+  void launch_fresh();
+  /// That one alone; and into the caller's rows.
+  Fresh dispatch_fresh();
+  Fresh dispatch_into(const Rows& out, Surplus surplus);
+  /// Dispatch and combine with a handle whose rows have not moved.
+  void launch_with(Handle handle);
   /// One part of it.
   void launch_route();
   void launch_combine();
@@ -42,16 +49,22 @@ class GpuRank {
   // ---- in a captured graph ----
   /// Rows for all tokens of all ranks, which graphs use.
   void take_worst_case_rows();
-  /// Puts route, dispatch into the worst case and combine on the stream; waits for nothing.
-  void launch_without_host();
+  const OwnedRows& worst_case_rows() const { return worst_case_rows_; }
+  enum class Together { kNo, kYes };
+  /// Puts route, dispatch into the worst case (together: as one) and combine on the stream; waits for nothing.
+  void launch_without_host(Together together = Together::kNo);
   /// Other inputs: every replay and every exchange from now on uses these.
   void change_inputs(unsigned salt);
   /// Compares; everything on the stream is done.
   std::string compare();
 
- private:
   static constexpr std::int64_t kTokens = 512, kHidden = 2048;
   static constexpr int kTopK = 4;
+
+ private:
+  Routing routing() const;
+  Shape shape() const { return Shape{num_experts_, kTopK}; }
+  Rows input() const;
 
   std::optional<Engine> engine_;
   cudaStream_t stream_ = nullptr;

@@ -57,6 +57,7 @@ Blocks& blocks() {
 // torch hands over a device and no more; a process may have several engines on one. So the thread says whose heap it means,
 // around every allocation.
 thread_local Engine* allocating_engine = nullptr;
+thread_local bool allocating_ahead = false;  // a guess of what is needed: from what is free, and without growth
 thread_local std::string refusal;
 
 void* allocate(std::int64_t bytes, void* stream) noexcept {
@@ -69,7 +70,13 @@ void* allocate(std::int64_t bytes, void* stream) noexcept {
     Shape shape;
     shape.hidden = bytes;
     shape.dtype = DType::kU8;
-    OwnedRows rows = allocating_engine->make_rows(1, shape, stream_ref(reinterpret_cast<std::uintptr_t>(stream)));
+    const StreamRef on = stream_ref(reinterpret_cast<std::uintptr_t>(stream));
+    OwnedRows rows = allocating_ahead ? allocating_engine->make_rows_ahead(1, shape, on)
+                                      : allocating_engine->make_rows(1, shape, on);
+    if (rows.num_rows() == 0) {
+      refusal = "no free room for rows made ahead";
+      return nullptr;
+    }
     void* const data = rows.view().x.data;
     const std::lock_guard lock(blocks().mutex);
     blocks().held.emplace(data, std::move(rows));
@@ -127,8 +134,13 @@ void bind_device(nb::module_& module) {
       nb::arg("view"), nb::arg("device"), nb::arg("memory").none() = nb::none(),
       "A DLPack capsule of memory on a GPU, which keeps what `memory` keeps.");
   module.def(
-      "allocate_from", [](Engine* engine) { allocating_engine = engine; }, nb::arg("engine").none(),
-      "Whose window this thread's allocations come from; None afterwards.");
+      "allocate_from",
+      [](Engine* engine, bool ahead) {
+        allocating_engine = engine;
+        allocating_ahead = ahead;
+      },
+      nb::arg("engine").none(), nb::arg("ahead") = false,
+      "Whose window this thread's allocations come from (ahead: only from what is free); None afterwards.");
   module.def(
       "refusal", [] { return refusal; }, "Why this thread's last allocation failed; empty: it did not.");
   module.def(

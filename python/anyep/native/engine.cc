@@ -27,14 +27,29 @@ ArrayReader reader_of(const Engine& engine, const char* op) {
   return {op, engine.topology().device};
 }
 
+Routing routing_of(const ArrayReader& read, nb::handle experts, nb::handle ranks, nb::handle pairs_per_expert) {
+  return {read.optional("experts", experts),
+          read.optional("ranks", ranks),
+          read.optional("pairs_per_expert", pairs_per_expert),
+          {}};
+}
+
+Rows rows_in(const ArrayReader& read, nb::handle x, nb::handle scales, nb::handle experts, nb::handle weights,
+             nb::handle extra) {
+  return {read("x", x), read.optional("scales", scales), read.optional("experts", experts),
+          read.optional("weights", weights), read.all("extra", extra)};
+}
+
+Rows rows_out(const ArrayReader& read, nb::handle x, nb::handle scales, nb::handle experts, nb::handle weights,
+              nb::handle extra) {
+  return {read("out.x", x), read.optional("out.scales", scales), read.optional("out.experts", experts),
+          read.optional("out.weights", weights), read.all("out.extra", extra)};
+}
+
 SharedHandle route(Engine& engine, int num_experts, int top_k, nb::handle experts, nb::handle ranks,
                    nb::handle pairs_per_expert, std::uintptr_t stream, double timeout_s, std::vector<Event> after,
                    bool wait) {
-  const ArrayReader read = reader_of(engine, "route");
-  const Routing routing{read.optional("experts", experts),
-                        read.optional("ranks", ranks),
-                        read.optional("pairs_per_expert", pairs_per_expert),
-                        {}};
+  const Routing routing = routing_of(reader_of(engine, "route"), experts, ranks, pairs_per_expert);
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
@@ -48,14 +63,50 @@ Event dispatch(Engine& engine, const SharedHandle& handle, nb::handle x, nb::han
                nb::handle out_weights, nb::handle out_extra, std::uintptr_t stream, double timeout_s, int num_sms,
                std::vector<Event> after, bool wait) {
   const ArrayReader read = reader_of(engine, "dispatch");
-  const Rows in{read("x", x), read.optional("scales", scales), read.optional("experts", experts),
-                read.optional("weights", weights), read.all("extra", extra)};
-  const Rows out{read("out.x", out_x), read.optional("out.scales", out_scales),
-                 read.optional("out.experts", out_experts), read.optional("out.weights", out_weights),
-                 read.all("out.extra", out_extra)};
+  const Rows in = rows_in(read, x, scales, experts, weights, extra);
+  const Rows out = rows_out(read, out_x, out_scales, out_experts, out_weights, out_extra);
   const nb::gil_scoped_release release;
   return engine.dispatch(in, *handle, out, stream_ref(stream),
                          make_options(timeout_s, num_sms, std::move(after), wait));
+}
+
+/// Route and dispatch as one: the handle, the event, and whether rows move.
+nb::tuple dispatch_fresh(Engine& engine, int num_experts, int top_k, nb::handle routed_experts, nb::handle ranks,
+                         nb::handle pairs_per_expert, nb::handle x, nb::handle scales, nb::handle experts,
+                         nb::handle weights, nb::handle extra, nb::handle out_x, nb::handle out_scales,
+                         nb::handle out_experts, nb::handle out_weights, nb::handle out_extra, bool drop_surplus,
+                         std::uintptr_t stream, double timeout_s, int num_sms, std::vector<Event> after) {
+  const Routing routing = routing_of(reader_of(engine, "route"), routed_experts, ranks, pairs_per_expert);
+  const ArrayReader read = reader_of(engine, "dispatch");
+  const Rows in = rows_in(read, x, scales, experts, weights, extra);
+  const Rows out = rows_out(read, out_x, out_scales, out_experts, out_weights, out_extra);
+  Shape shape;
+  shape.num_experts = num_experts;
+  shape.top_k = top_k;
+  const auto run = [&] {
+    const nb::gil_scoped_release release;
+    return engine.dispatch_fresh(shape, routing, in, out, drop_surplus ? Surplus::kDropped : Surplus::kMovesLater,
+                                 stream_ref(stream), make_options(timeout_s, num_sms, std::move(after), false));
+  };
+  Fresh fresh = run();
+  return nb::make_tuple(SharedHandle(std::move(fresh.handle)), fresh.event, fresh.dispatched);
+}
+
+/// Behind a route whose counts the host may not know: the event, and whether rows move.
+nb::tuple dispatch_ahead(Engine& engine, const SharedHandle& handle, nb::handle x, nb::handle scales,
+                         nb::handle experts, nb::handle weights, nb::handle extra, nb::handle out_x,
+                         nb::handle out_scales, nb::handle out_experts, nb::handle out_weights, nb::handle out_extra,
+                         std::uintptr_t stream, double timeout_s, int num_sms, std::vector<Event> after, bool wait) {
+  const ArrayReader read = reader_of(engine, "dispatch");
+  const Rows in = rows_in(read, x, scales, experts, weights, extra);
+  const Rows out = rows_out(read, out_x, out_scales, out_experts, out_weights, out_extra);
+  const auto run = [&] {
+    const nb::gil_scoped_release release;
+    return engine.dispatch_ahead(in, *handle, out, stream_ref(stream),
+                                 make_options(timeout_s, num_sms, std::move(after), wait));
+  };
+  const Fresh fresh = run();
+  return nb::make_tuple(fresh.event, fresh.dispatched);
 }
 
 Event combine(Engine& engine, const SharedHandle& handle, nb::handle x, nb::handle weights, nb::handle bias_0,
@@ -199,6 +250,18 @@ void bind_engine(nb::module_& module) {
            nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
            nb::arg("out_extra"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"),
            nb::arg("wait"))
+      .def("dispatch_fresh", &dispatch_fresh, nb::arg("num_experts"), nb::arg("top_k"),
+           nb::arg("routed_experts").none(), nb::arg("ranks").none(), nb::arg("pairs_per_expert").none(), nb::arg("x"),
+           nb::arg("scales").none(), nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"),
+           nb::arg("out_x"), nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
+           nb::arg("out_extra"), nb::arg("drop_surplus"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"),
+           nb::arg("after"))
+      .def("dispatch_ahead", &dispatch_ahead, nb::arg("handle"), nb::arg("x"), nb::arg("scales").none(),
+           nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"), nb::arg("out_x"),
+           nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
+           nb::arg("out_extra"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"),
+           nb::arg("wait"))
+      .def("rows_ahead", &Engine::rows_ahead, nb::arg("num_tokens"))
       .def("combine", &combine, nb::arg("handle"), nb::arg("x").none(), nb::arg("weights").none(),
            nb::arg("bias_0").none(), nb::arg("bias_1").none(), nb::arg("out_x").none(), nb::arg("out_weights").none(),
            nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"))

@@ -125,6 +125,7 @@ void bind_handle(nb::module_& module) {
                   nb::arg("source"), nb::arg("token_in_rank"), nb::arg("place"))
       .def(
           "num_rows", [](const SharedHandle& handle) { return handle->num_rows(); }, WithoutGil())
+      .def("has_counts", [](const SharedHandle& handle) { return handle->has_counts(); })
       .def("num_tokens", [](const SharedHandle& handle) { return handle->num_tokens(); })
       .def("num_ranks", [](const SharedHandle& handle) { return handle->num_ranks(); })
       .def("rank", [](const SharedHandle& handle) { return handle->rank(); })

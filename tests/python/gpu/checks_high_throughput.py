@@ -152,6 +152,22 @@ def worst_tokens(me):
     assert dispatched, f"dispatch waited on the host ({host_s:.3f} s)"
 
 
+def ahead(me):
+    """Rows move before the host knows how many come, at some ranks and not at others, for guesses too small and large."""
+    gpu = me.buffer.runtime.engine._gpu
+    try:
+        for call, tokens in enumerate([(96, 61), (0, 700), (900, 1), (0, 0), (3, 2), (0, 40), (700, 700), (1, 900)] * 2):
+            gpu.__dict__.pop("rows_ahead", None)
+            if (call + me.rank) % 3 == 0:
+                gpu.rows_ahead = lambda *_: None  # no room in the window
+            everything = batch(me, 50 + call, tokens)
+            got = send(me, everything)
+            check_received(me, everything, got)
+            check_combined(me, everything, me.buffer.combine(got[0], got[4], topk_weights=got[2]))
+    finally:
+        gpu.__dict__.pop("rows_ahead", None)
+
+
 def combine_does_not_wait(me):
     """With a handle that comes back as the tensors that it was; those of copies the host has to read."""
     everything = batch(me, 14)

@@ -11,8 +11,12 @@ from dense import assert_bits
 
 
 def in_window(me, tensor):
+    return in_window_of(me.buffer, tensor)
+
+
+def in_window_of(buffer, tensor):
     """Does it lie among the bytes that `memory` shows? Budgets of the tests are large: the window has not grown."""
-    memory = me.buffer.runtime.engine.memory("high_throughput", 0, 1)
+    memory = buffer.runtime.engine.memory("high_throughput", 0, 1)
     return 0 <= tensor.data_ptr() - memory.data_ptr() < 128 << 20
 
 
@@ -72,6 +76,33 @@ def freed_memory_is_used_again(me):
     for _ in range(50):
         addresses.add(me.buffer.dispatch(everything[me.rank].x, handle=handle)[0].data_ptr())
     assert len(addresses) <= 4, f"{len(addresses)} places for one live tensor"
+
+
+def rows_are_cut_to_size(me):
+    """Made for as many as may come; what is not needed is free again when the call returns."""
+    import deep_ep
+
+    buffer = deep_ep.Buffer(me.group, 128 << 20)
+    tokens = 4096 // me.num_ranks * me.num_ranks
+    token = torch.arange(tokens, device=me.device)
+    ids = (token % me.num_ranks * 8)[:, None].contiguous()
+    x = (token % 251)[:, None].expand(-1, HIDDEN).to(torch.bfloat16)
+    counts, _, pairs, there, _ = buffer.get_dispatch_layout(ids, experts_of(me))
+    rest = []
+    for _ in range(3):
+        rows, got_ids, weights, _, _, _ = buffer.dispatch(
+            x, num_tokens_per_rank=counts, is_token_in_rank=there, num_tokens_per_expert=pairs, topk_idx=ids,
+            topk_weights=torch.ones(tokens, 1, device=me.device))
+        expected = x[me.rank::me.num_ranks].repeat(me.num_ranks, 1)
+        assert_bits(rows, expected, "rows")
+        assert got_ids.shape == weights.shape == (tokens, 1) and bool((got_ids == 0).all()) and bool((weights == 1).all())
+        rest.append(rows)
+    if buffer.runtime.engine._gpu.pool._begin is not None and in_window_of(buffer, rest[0]):
+        assert rest[0].untyped_storage().nbytes() == rest[0].nbytes, "the room that was not needed is held"
+    for rows in rest:
+        assert_bits(rows, x[me.rank::me.num_ranks].repeat(me.num_ranks, 1), "rows of an earlier call")
+    del rest, rows
+    buffer.destroy()
 
 
 def rows_of_a_capture_go_to_nobody(me):

@@ -24,7 +24,7 @@ def test_types(team, dtype, ids):
     team("checks_high_throughput.exact", dtype, (33, 50), ids)
 
 
-@pytest.mark.parametrize("check", ["with_scales", "cached", "worst_tokens", "streams", "graphs", "exact_size_in_a_capture",
+@pytest.mark.parametrize("check", ["ahead", "with_scales", "cached", "worst_tokens", "streams", "graphs", "exact_size_in_a_capture",
                                    "wrong_devices", "destroyed"])
 def test_high_throughput(team, check):
     team(f"checks_high_throughput.{check}")
@@ -35,7 +35,7 @@ def test_combine_does_not_wait_on_the_host(team):
 
 
 @pytest.mark.parametrize("check", ["lie_in_the_window", "record_stream_is_honoured", "unfinished_work_keeps_memory",
-                                   "freed_memory_is_used_again", "rows_of_a_capture_go_to_nobody", "without_a_pool",
+                                   "freed_memory_is_used_again", "rows_are_cut_to_size", "rows_of_a_capture_go_to_nobody", "without_a_pool",
                                    "views_of_the_payload"])
 def test_memory(team, check):
     team(f"checks_memory.{check}")
