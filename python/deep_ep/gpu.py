@@ -42,8 +42,7 @@ def layout(method: Method, engine: Any, place: Place, topk_idx: Tensor, num_expe
 def handle_of(method: Method, engine: Any, handle: Any, stream: int) -> Tuple[Any, int, Any]:
     """The engine's handle behind a V1 handle, the rows that its dispatch had, and what must live until the call has been made.
 
-    In a capture it is adopted from the tensors on every rank: there a combine cuts its work by what the host knows of the
-    numbers of tokens, and ranks whose tensors were copied know nothing."""
+    In a capture it is adopted from the tensors: a replay goes by what they hold then, not by what the host knows now."""
     native = find(method, engine, handle, with_ranks=False)
     if native is not None and not engine._gpu.is_capturing():
         return native, handle[3].shape[0], None

@@ -356,6 +356,7 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
     params.out_weights = combine.out.weights.as<float>();
   }
   params.rows_until = handle.rows_until_data;
+  params.tokens = handle.tokens_data;
   params.places = handle.places();
   for (std::size_t at = 0; at < combine.in.bias.size(); ++at) {
     if (!combine.in.bias[at].given()) continue;
@@ -369,10 +370,14 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
   if (weight_copy.num_fields > 0) launch_copy_rows(weight_copy, sms(call), launch.stream);
   const std::uint64_t bytes_of_slot = slot_bytes(params.dtype, params.hidden, params.num_weights);
   const auto slot_rows = static_cast<std::int64_t>(slots_of_pair(rank_->layout(), bytes_of_slot));
-  // Every rank cuts the op alike: the number of turns follows from the ranks' numbers of tokens alone.
-  std::int64_t most_tokens = 0;
-  if (!launch.captured && combine.handle->routed != nullptr) combine.handle->routed->wait();
-  for (const std::int32_t tokens : combine.handle->tokens) most_tokens = std::max<std::int64_t>(most_tokens, tokens);
+  // Every rank cuts the op alike: the number of turns follows from the ranks' numbers of tokens alone. Where the host does not
+  // know them, a second launch takes the turns after the first, if there are any. That needs the rows' sources; only a handle
+  // that nobody has dispatched lacks them, and all ranks must know alike whether to send them.
+  const Handle::State& state = *combine.handle;
+  if (!launch.captured && !handle.has_source() && state.routed != nullptr) state.routed->wait();
+  const bool known = state.routed == nullptr ? !state.tokens.empty() : state.routed->done();
+  std::int64_t most_tokens = known || !handle.has_source() ? 0 : INT64_MAX;
+  for (const std::int32_t tokens : state.tokens) most_tokens = std::max<std::int64_t>(most_tokens, tokens);
   if (most_tokens <= slot_rows || rank_->num_ranks() == 1) {
     launch_combine(params, sms(call), launch.stream);
     return;
@@ -386,6 +391,10 @@ void CudaBackend::combine(const backend::Call& call, const backend::CombineCall&
   for (std::int64_t first = 0; first < most_tokens; first += slot_rows) {
     params.first_token = first;
     params.last_token = first + slot_rows;
+    if (!known && first > 0) {
+      launch_further_turns(params, sms(call), launch.stream);
+      return;
+    }
     launch_combine(params, sms(call), launch.stream);
   }
 }

@@ -271,6 +271,7 @@ class Run {
     }
     combine.num_weights = c_.num_weights;
     combine.rows_until = b.rows_until;
+    combine.tokens = b.tokens;
     combine.source = b.source;
     combine.places = {b.place, b.before, std::max(1, (tokens(r) + b.ranges - 1) / b.ranges), tokens(r)};
     for (int bias = 0; bias < c_.num_bias; ++bias) {
@@ -282,6 +283,10 @@ class Run {
     for (std::int64_t first = 0; first == 0 || first < most_tokens_; first += c_.tokens_per_turn) {
       combine.first_token = first;
       combine.last_token = c_.tokens_per_turn == INT64_MAX ? INT64_MAX : first + c_.tokens_per_turn;
+      if (first > 0 && (c_.seed + static_cast<std::uint64_t>(r)) % 2 == 0) {  // a rank that does not know how many
+        cuda::launch_further_turns(combine, c_.num_sms, rank(r).stream);
+        break;
+      }
       cuda::launch_combine(combine, c_.num_sms, rank(r).stream);
       if (c_.tokens_per_turn == INT64_MAX) break;
     }

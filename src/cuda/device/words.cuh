@@ -106,6 +106,13 @@ static __device__ __noinline__ bool give_up_on(const Team& team, const protocol:
                               wanted, there) == protocol::Ended::kReached;
 }
 
+/// One thread of a launch that takes several turns: waits until its other blocks have ended this one.
+[[nodiscard]] static __device__ __noinline__ bool wait_for_further_turn(const Team& team, std::uint64_t wanted) {
+  const auto there = [wanted](std::uint64_t seen) { return seen >= wanted; };
+  return protocol::wait_until(make_waiter(team, protocol::now_ns()), {team.rank, kWaitAfterFlag},
+                              team.state->further_turns, wanted, there) == protocol::Ended::kReached;
+}
+
 /// All threads of the block, at the end. True in the block that comes last, if no thread of this op has failed: all that
 /// any block did lies before (pattern D, litmus last-arriver).
 [[nodiscard]] __device__ inline bool last_to_finish(const Team& team, Sequence sequence, bool failed) {

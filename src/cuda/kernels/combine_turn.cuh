@@ -54,13 +54,21 @@ __device__ inline std::int32_t lower_bound(const std::int32_t* source, std::int3
   return first;
 }
 
+/// Of the rank with most.
+__device__ inline std::int64_t most_tokens(const CombineParams& p) {
+  std::int32_t most = 0;
+  for (int rank = 0; rank < p.team.num_ranks; ++rank) most = max(most, p.tokens[rank]);
+  return most;
+}
+
 /// One thread per home; a barrier follows. False: x lacks rows, or the slots do not hold those of the pair.
 [[nodiscard]] __device__ inline bool find_rows(const CombineLaunch& a, int home, TurnRows& rows) {
   const CombineParams& p = a.params;
   const std::int32_t begin = home == 0 ? 0 : p.rows_until[home - 1], until = p.rows_until[home];
   std::int32_t first = begin, end = until;
-  if (p.first_token > 0) first = lower_bound(p.source, begin, until, p.first_token);
-  if (p.last_token != INT64_MAX) end = lower_bound(p.source, first, until, p.last_token);
+  const bool cut = p.last_token != INT64_MAX && until <= p.num_rows;
+  if (cut && p.first_token > 0) first = lower_bound(p.source, begin, until, p.first_token);
+  if (cut && p.last_token < most_tokens(p)) end = lower_bound(p.source, first, until, p.last_token);
   rows.first[home] = first;
   rows.end[home] = end;
   if (end > p.num_rows) return false;

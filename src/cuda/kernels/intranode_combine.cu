@@ -31,8 +31,9 @@ constexpr int kMaxWarps = kForm == Form::kGather ? kGatherWarps + kWeightWarps :
 
 /// The whole turn of one block. Without weights their code is left out: with it, the sums' loops spill, and an acquire
 /// empties the L1 where spilled registers lie (push by 16 SMs, 4096 rows: 222 us instead of 208).
-template <Form kForm, bool kWeighted, class Type>
-__device__ __forceinline__ void run_block(const CombineLaunch& a) {
+/// False for a thread that has failed. kOfSeveral: of a launch that takes several turns.
+template <Form kForm, bool kWeighted, class Type, bool kOfSeveral = false>
+__device__ __forceinline__ bool run_block(const CombineLaunch& a) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ std::uint64_t loaded[kGatherWarps * kSumStages];
   __shared__ Turn turn;
@@ -55,9 +56,9 @@ __device__ __forceinline__ void run_block(const CombineLaunch& a) {
   open_turn(p.team, kSeqCombine, turn);
   if (__syncthreads_and(ok ? 1 : 0) == 0) {
     if (!ok) refuse_rows(a, turn, thread, rows);
-    return;
+    return false;
   }
-  if (turn.left) return;
+  if (turn.left) return false;
 
   if (sends) {
     if constexpr (kForm == Form::kPush) {
@@ -85,7 +86,7 @@ __device__ __forceinline__ void run_block(const CombineLaunch& a) {
     ok = WeightSums(a, turn, ranks).run(tickets);
   }
 
-  if (!last_to_finish(p.team, kSeqCombine, !ok)) return;
+  if (!last_to_finish(p.team, kSeqCombine, !ok)) return ok;
   if (thread < n && thread != p.team.rank) {
     const std::uint64_t mark = read_mark(p.team, turn.number);
     publish(word_of(p.team, thread, p.team.layout.combine_read, p.team.rank), mark);  // patterns D, F
@@ -94,17 +95,50 @@ __device__ __forceinline__ void run_block(const CombineLaunch& a) {
                  mark);
     }
   }
-  if (__syncthreads_and(ok ? 1 : 0) == 0) return;
-  if (thread == 0) end_turn(p.team, kSeqCombine, turn);
+  if (__syncthreads_and(ok ? 1 : 0) == 0) return false;
+  if (thread == 0) {
+    end_turn(p.team, kSeqCombine, turn);
+    if (kOfSeveral) ptx::red_add_release_gpu(&p.team.state->further_turns, 1);  // pattern D: read on this GPU
+  }
+  return true;
+}
+
+/// All blocks, turn by turn: the next one begins when the last block has ended this one. All blocks must run for that; they
+/// do, since a rank's launches fit its share of its GPU.
+template <class Type>
+__device__ void run_further_turns(const CombineLaunch& given) {
+  __shared__ CombineLaunch a;
+  ptx::grid_dependency_wait();
+  const std::int64_t step = given.params.last_token - given.params.first_token, most = most_tokens(given.params);
+  std::uint64_t ended = given.params.team.state->further_turns;  // of earlier launches: no turn ends without this block
+  for (std::int64_t first = given.params.first_token; first < most; first += step) {
+    if (threadIdx.x == 0) {
+      a = given;
+      a.params.first_token = first;
+      a.params.last_token = first + step;
+    }
+    __syncthreads();  // the turn is cut
+    bool ok = run_block<Form::kPlain, true, Type, true>(a);
+    ++ended;
+    if (ok && threadIdx.x == 0 && first + step < most) ok = wait_for_further_turn(given.params.team, ended);
+    if (__syncthreads_and(ok ? 1 : 0) == 0) return;  // also: one thread has acquired what the turn left, all go on
+  }
 }
 
 }  // namespace
+
+template <class Type>
+__global__ void __launch_bounds__(kMaxWarps<Form::kPlain>* kLanes, 1)
+    combine_further_kernel(const __grid_constant__ CombineLaunch a) {
+  run_further_turns<Type>(a);
+}
 
 template <int kFormIndex, bool kWeighted, class Type>
 __global__ void __launch_bounds__(kMaxWarps<static_cast<Form>(kFormIndex)>* kLanes, 1)
     combine_kernel(const __grid_constant__ CombineLaunch a) {
   constexpr Form kForm = static_cast<Form>(kFormIndex);
-  if constexpr (kForm == Form::kPlain || ptx::kBulkCopies) run_block<kForm, kWeighted, Type>(a);  // else never launched
+  if constexpr (kForm == Form::kPlain || ptx::kBulkCopies)
+    (void)run_block<kForm, kWeighted, Type>(a);  // else never launched
 }
 
 namespace {
@@ -119,6 +153,7 @@ struct Kernels {
   Kernel<CombineLaunch> gather[2] = {{combine_kernel<kGather, false, Type>, "combine_kernel"},
                                      {combine_kernel<kGather, true, Type>, "combine_kernel"}};
   Kernel<CombineLaunch> plain{combine_kernel<kPlain, true, Type>, "combine_kernel"};
+  Kernel<CombineLaunch> further{combine_further_kernel<Type>, "combine_further_kernel"};
 
   const Kernel<CombineLaunch>& of(Form form, bool weighted) const {
     return form == Form::kPush ? push[weighted] : form == Form::kGather ? gather[weighted] : plain;
@@ -131,6 +166,10 @@ const Kernels<Fp32> kFp32Kernels;
 const Kernel<CombineLaunch>& kernel_of(DType dtype, Form form, bool weighted) {
   if (dtype == DType::kBF16) return kBf16Kernels.of(form, weighted);
   return dtype == DType::kF16 ? kFp16Kernels.of(form, weighted) : kFp32Kernels.of(form, weighted);
+}
+const Kernel<CombineLaunch>& further_kernel_of(DType dtype) {
+  if (dtype == DType::kBF16) return kBf16Kernels.further;
+  return dtype == DType::kF16 ? kFp16Kernels.further : kFp32Kernels.further;
 }
 
 std::uint64_t row_bytes_of(DType dtype, std::int64_t hidden) {
@@ -193,6 +232,13 @@ std::size_t shared_bytes(const CombinePlan& plan, const CombineParams& p, Form f
 
 std::uint64_t slot_bytes(DType dtype, std::int64_t hidden, int num_weights) {
   return core::round_up(row_bytes_of(dtype, hidden) + static_cast<std::uint64_t>(num_weights) * 4, 16);
+}
+
+void launch_further_turns(const CombineParams& params, int num_sms, cudaStream_t stream) {
+  const CombineLaunch a{params, make_plan(params, Form::kPlain, num_sms)};
+  const auto warps = static_cast<unsigned>(a.plan.send_warps + a.plan.sum_warps + a.plan.weight_warps);
+  further_kernel_of(params.dtype)(
+      {.blocks = static_cast<unsigned>(std::max(num_sms, 1)), .threads = warps * kLanes, .stream = stream}, a);
 }
 
 void launch_combine(const CombineParams& params, int num_sms, cudaStream_t stream) {

@@ -26,6 +26,7 @@ struct CombineParams {
       Grant::kNone;  ///< when x is gathered and weights are given: they lie in the window too
   int num_weights = 0;
   const std::int32_t* rows_until = nullptr;  ///< [num_ranks], device
+  const std::int32_t* tokens = nullptr;  ///< [num_ranks], device: of every rank; needed where the turns cut the tokens
   /// [num_rows] token at its home, device; needed where the turns cut the tokens.
   const std::int32_t* source = nullptr;
   // As the home of tokens.
@@ -54,5 +55,8 @@ ANYEP_HD constexpr std::uint64_t slots_of_pair(const WindowLayout& layout, std::
 /// in slots mix freely: each home learns which from the offer. Addresses and strides of x, bias and out that are no
 /// multiples of 16 take a slower path; x that is gathered, and its weights, lie on 16 bytes.
 void launch_combine(const CombineParams& params, int num_sms, cudaStream_t stream);
+/// The turns from params' turn on, of as many tokens each, until every rank's tokens are through: one launch, whose blocks meet
+/// between turns, for callers who do not know how many turns there are. Where there are none it takes none.
+void launch_further_turns(const CombineParams& params, int num_sms, cudaStream_t stream);
 
 }  // namespace anyep::cuda

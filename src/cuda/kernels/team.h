@@ -27,6 +27,7 @@ struct State {
   /// Routes that a dispatch was launched behind, by notify; those dispatches, by them. What tells such a dispatch that its
   /// places are there, although notify has not ended.
   std::uint64_t places_made, places_taken;
+  std::uint64_t further_turns;  ///< ended, of launches that take several
 };
 
 struct Team {
