@@ -175,10 +175,17 @@ void check_hidden(std::string_view op, std::string_view name, const TensorView& 
   }
 }
 
+/// What a field is called, in and out: no text is made for a call that is right.
+struct FieldName {
+  std::string_view in, out;
+};
+constexpr FieldName kX{"x", "out.x"}, kScales{"scales", "out.scales"}, kExperts{"experts", "out.experts"},
+    kWeights{"weights", "out.weights"};
+
 /// One field of the rows, in and out. Returns its bytes per row.
-std::uint32_t check_field(std::string_view op, const char* name, const TensorView& in, const TensorView& out,
+std::uint32_t check_field(std::string_view op, const FieldName& names, const TensorView& in, const TensorView& out,
                           std::int64_t tokens, std::int64_t room) {
-  const std::string out_name = fmt::format("out.{}", name);
+  const auto [name, out_name] = names;
   if (!in.given()) return 0;
   if (!out.given()) core::throw_argument(op, out_name, "not given", fmt::format("given, as {} is", name));
   Extents in_shape = in.shape, out_shape = in.shape;
@@ -193,9 +200,9 @@ std::uint32_t check_field(std::string_view op, const char* name, const TensorVie
   return static_cast<std::uint32_t>(row_bytes(op, name, in));
 }
 
-void check_same_dtype(std::string_view op, const char* name, const TensorView& in, const TensorView& out) {
+void check_same_dtype(std::string_view op, const FieldName& names, const TensorView& in, const TensorView& out) {
   if (!in.given()) return;
-  Argument{op, fmt::format("out.{}", name), out}.must_have_dtype({in.dtype});
+  Argument{op, names.out, out}.must_have_dtype({in.dtype});
 }
 
 /// A row with all its fields must fit one turn of a ring.
@@ -307,11 +314,11 @@ DispatchCall check_dispatch(const Rows& x, const Rows& out, const std::shared_pt
 
   DispatchCall call{x, out, handle, {}, 0, out.x.shape[0]};
   const std::int64_t tokens = handle->num_tokens;
-  call.fields.bytes[core::kFieldX] = check_field(kOp, "x", x.x, out.x, tokens, call.room);
-  check_same_dtype(kOp, "x", x.x, out.x);
+  call.fields.bytes[core::kFieldX] = check_field(kOp, kX, x.x, out.x, tokens, call.room);
+  check_same_dtype(kOp, kX, x.x, out.x);
   check_no_overlap(kOp, x.x, out.x);
-  call.fields.bytes[core::kFieldScales] = check_field(kOp, "scales", x.scales, out.scales, tokens, call.room);
-  check_same_dtype(kOp, "scales", x.scales, out.scales);
+  call.fields.bytes[core::kFieldScales] = check_field(kOp, kScales, x.scales, out.scales, tokens, call.room);
+  check_same_dtype(kOp, kScales, x.scales, out.scales);
   check_choices(kOp, "x.experts", x.experts, "x.weights", x.weights);
   if (x.weights.given() && !x.experts.given()) {
     core::throw_argument(kOp, "x.weights", "given without x.experts", "both or neither");
@@ -323,11 +330,11 @@ DispatchCall check_dispatch(const Rows& x, const Rows& out, const std::shared_pt
     }
     call.top_k = static_cast<int>(x.experts.shape[1]);
     check_top_k(kOp, call.top_k, handle->num_experts);
-    check_field(kOp, "experts", x.experts, out.experts, tokens, call.room);
+    check_field(kOp, kExperts, x.experts, out.experts, tokens, call.room);
     Argument{kOp, "out.experts", out.experts}.must_have_dtype({DType::kI32, DType::kI64});
     call.fields.bytes[core::kFieldExperts] = static_cast<std::uint32_t>(call.top_k) * sizeof(std::int32_t);
-    call.fields.bytes[core::kFieldWeights] = check_field(kOp, "weights", x.weights, out.weights, tokens, call.room);
-    check_same_dtype(kOp, "weights", x.weights, out.weights);
+    call.fields.bytes[core::kFieldWeights] = check_field(kOp, kWeights, x.weights, out.weights, tokens, call.room);
+    check_same_dtype(kOp, kWeights, x.weights, out.weights);
     if (limits.checked && !limits.on_device) check_ids(kOp, x.experts, handle->num_experts);
   }
   constexpr std::size_t kMaxExtra = core::kMaxFields - core::kFirstExtraField;
@@ -336,11 +343,12 @@ DispatchCall check_dispatch(const Rows& x, const Rows& out, const std::shared_pt
                          fmt::format("0..{} tensors, as many in out", kMaxExtra));
   }
   for (std::size_t at = 0; at < x.extra.size(); ++at) {
-    const std::string name = fmt::format("extra[{}]", at);
+    const std::string name = fmt::format("extra[{}]", at), out_name = "out." + name;
+    const FieldName names{name, out_name};
     Argument{kOp, name, x.extra[at]}.must_have_dense_elements();
     call.fields.bytes[core::kFirstExtraField + at] =
-        check_field(kOp, name.c_str(), x.extra[at], out.extra[at], tokens, call.room);
-    check_same_dtype(kOp, name.c_str(), x.extra[at], out.extra[at]);
+        check_field(kOp, names, x.extra[at], out.extra[at], tokens, call.room);
+    check_same_dtype(kOp, names, x.extra[at], out.extra[at]);
   }
   if (!limits.on_device) check_fits(kOp, call.fields, limits.layout.staging_region_bytes, limits.num_ranks);
   return call;
@@ -376,8 +384,8 @@ CombineCall check_combine(const CombineInput& in, const Rows& out, const std::sh
   if (in.weights.given()) {
     check_choices(kOp, "", {}, "in.weights", in.weights);
     call.fields.bytes[core::kFieldWeights] =
-        check_field(kOp, "weights", in.weights, out.weights, in.x.shape[0], handle->num_tokens);
-    check_same_dtype(kOp, "weights", in.weights, out.weights);
+        check_field(kOp, kWeights, in.weights, out.weights, in.x.shape[0], handle->num_tokens);
+    check_same_dtype(kOp, kWeights, in.weights, out.weights);
   }
   if (!limits.on_device) check_fits(kOp, call.fields, limits.layout.slot_region_bytes, limits.num_ranks);
   return call;

@@ -234,8 +234,7 @@ Block Rank::allocate(std::uint64_t bytes, const char* op, const char* what, Stor
   const std::lock_guard lock(mutex_);
   const std::uint64_t wanted = std::max<std::uint64_t>(bytes, 1);
   Heap& heap = store == Store::kRows ? *heap_ : *handles_;
-  const std::uint64_t least_growth = store == Store::kRows ? heap.statistics().bytes / 4 : kHandleBytes;
-  const std::optional<std::uint64_t> offset = find_room(heap, wanted, least_growth);
+  const std::optional<std::uint64_t> offset = find_room(heap, wanted);
   if (!offset) {
     core::throw_capacity(
         op, fmt::format("bytes of the window for {}{}", what, capturing_ ? ", in a capture, where it cannot grow" : ""),
@@ -252,16 +251,18 @@ Block Rank::allocate_free(std::uint64_t bytes) {
 }
 
 /// What is free; more than the budget; what has been given back and is still in use, in this order.
-std::optional<std::uint64_t> Rank::find_room(Heap& heap, std::uint64_t bytes, std::uint64_t least_growth) {
+std::optional<std::uint64_t> Rank::find_room(Heap& heap, std::uint64_t bytes) {
   const Lifetime lifetime = capturing_ ? Lifetime::kGraph : Lifetime::kCall;
   if (const auto offset = heap.allocate(bytes, lifetime)) return offset;
   if (capturing_) return std::nullopt;
   const DeviceGuard guard(device_);
   const auto limit = core::scaled(group_->tuning().timeout, group_->tuning());
   if (windows_->room() >= bytes) {
+    const std::uint64_t have = heap.statistics().bytes;
+    const std::uint64_t least_growth = &heap == heap_.get() ? have / 4 : kHandleBytes;
     const std::uint64_t more = std::min(windows_->room(), std::max(bytes, least_growth));
-    core::log_info(fmt::format("rank {}: what is held exceeds {} bytes of the window, which grows by {}", rank(),
-                               heap.statistics().bytes, more));
+    core::log_info(
+        fmt::format("rank {}: what is held exceeds {} bytes of the window, which grows by {}", rank(), have, more));
     const Piece piece = windows_->grow(more, std::chrono::steady_clock::now() + limit, [this](int peer) {
       return protocol::Shared(group_->gone()[peer]).load(protocol::kAcquire) != host::kHere;
     });
@@ -318,6 +319,7 @@ void Rank::add_pages() {
 
 void Rank::must_be_on_device(const char* op, const char* name, const TensorView& view) {
   if (view.data == nullptr || view.num_elements() == 0) return;
+  if (offset_of(view.data, 0) != Grant::kNone) return;  // the own window
   const auto address = reinterpret_cast<std::uintptr_t>(view.data);
   const std::uintptr_t granule = address >> 21;  // 2 MiB: device memory of different kinds shares none
   std::uintptr_t& known = known_[granule % known_.size()];

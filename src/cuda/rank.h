@@ -145,7 +145,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   void add_pages();
   void drop_abandoned();
   void count_ranks_on_gpu(control::Control& control, Deadline deadline);
-  std::optional<std::uint64_t> find_room(Heap& heap, std::uint64_t bytes, std::uint64_t least_growth);
+  std::optional<std::uint64_t> find_room(Heap& heap, std::uint64_t bytes);
   protocol::FaultRecord* next_record(bool captured);
   void examine(InFlight& op);
 

@@ -109,6 +109,18 @@ TEST(CudaHeap, RowsOfAGraphNeverGoToOtherCalls) {
   EXPECT_EQ(heap.statistics().in_use, 2 * kMiB);
 }
 
+TEST(CudaHeap, AsksOnceForBlocksOfOneOp) {
+  Heap heap(0, 16 * kMiB);
+  const auto op = std::make_shared<Work>();
+  for (int block = 0; block < 5; ++block) heap.release(*heap.allocate(kMiB), op);
+  op->asked = 0;
+  const auto other = heap.allocate(kMiB);
+  EXPECT_EQ(op->asked, 1);
+  op->over = true;
+  heap.release(*other, nullptr);
+  EXPECT_TRUE(heap.allocate(16 * kMiB));  // all five are free
+}
+
 TEST(CudaHeap, WhatLiesBehindTheKeptFrontIsFreeAtOnce) {
   Heap heap(0, 8 * kMiB);
   const auto rows = heap.allocate(8 * kMiB);

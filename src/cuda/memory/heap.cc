@@ -93,17 +93,20 @@ HeapStatistics Heap::statistics() const {
   return now;
 }
 
-/// A few questions to the driver at most where nothing is over yet: ops of one rank end in the order of their release.
+/// A few questions to the driver at most where nothing is over yet: ops of one rank end in the order of their release. Blocks
+/// of one op wait for the same event, which is asked once.
 void Heap::look_at_released() {
   constexpr int kMostUnfinished = 4;
   int unfinished = 0;
+  const Completion* asked = nullptr;  // the last one that was not over
   std::erase_if(released_, [&](std::uint64_t offset) {
     if (unfinished >= kMostUnfinished) return false;
     const auto found = blocks_.find(offset);
     auto& after = found->second.after;
-    while (!after.empty() && after.back()->done()) after.pop_back();
+    while (!after.empty() && after.back().get() != asked && after.back()->done()) after.pop_back();
     if (!after.empty()) {
-      ++unfinished;
+      if (after.back().get() != asked) ++unfinished;
+      asked = after.back().get();
       return false;
     }
     const std::uint64_t bytes = found->second.bytes;

@@ -56,7 +56,11 @@ cudaError_t EventHandle::status() const noexcept {
 }
 
 bool EventHandle::done() const noexcept {
-  return status() != cudaErrorNotReady;
+  // Recorded once: what is over stays so, and many ask.
+  if (done_.load(std::memory_order_acquire)) return true;
+  if (status() == cudaErrorNotReady) return false;
+  done_.store(true, std::memory_order_release);
+  return true;
 }
 
 void EventHandle::make_wait(cudaStream_t stream) const {

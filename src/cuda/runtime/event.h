@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <memory>
 
 #include "cuda/memory/heap.h"
@@ -27,6 +28,7 @@ class EventHandle final : public Completion {
  private:
   std::shared_ptr<Shelf> shelf_;
   cudaEvent_t event_;
+  mutable std::atomic<bool> done_ = false;
 };
 
 /// Of one device: the one that is current when it is used. Thread-safe; handles may outlive it.
