@@ -15,7 +15,7 @@
 
 #include "company_kernels.h"
 #include "protocol/platform.h"
-#include "stream_graph.h"
+#include "../support/stream_graph.h"
 
 namespace anyep::test {
 

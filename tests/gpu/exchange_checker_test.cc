@@ -9,7 +9,7 @@
 #include "exchange_draw.h"
 #include "exchange_kernels.h"
 #include "reference/high_throughput.h"
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/mirror.h"
 
 namespace anyep::test {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "stream_graph.h"
+#include "../support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

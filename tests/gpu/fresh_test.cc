@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/gpu_rank.h"
 #include "support/mirror.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/gpu_rank.h"
 #include "support/mirror.h"
 

@@ -12,7 +12,7 @@
 #include "low_latency_draw.h"
 #include "low_latency_pair_kernels.h"
 #include "reference/low_latency.h"
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/mirror.h"
 
 namespace anyep::test {

@@ -4,7 +4,7 @@
 #include <initializer_list>
 
 #include "protocol/platform.h"
-#include "stream_graph.h"
+#include "../support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

@@ -11,7 +11,7 @@
 
 #include "low_latency_draw.h"
 #include "low_latency_pair_kernels.h"
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 

@@ -19,7 +19,7 @@
 #include "low_latency_draw.h"
 #include "low_latency_rank.h"
 #include "protocol/word.h"
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/mirror.h"
 
 namespace anyep::test {

@@ -2,7 +2,7 @@
 
 #include "cuda/device/ptx.cuh"
 #include "protocol/platform.h"
-#include "stream_graph.h"
+#include "../support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

@@ -1,6 +1,6 @@
 #include "replay.h"
 
-#include "stream_graph.h"
+#include "../support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

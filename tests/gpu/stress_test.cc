@@ -19,7 +19,7 @@
 #include "exchange_draw.h"
 #include "exchange_kernels.h"
 #include "replay.h"
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/mirror.h"
 
 namespace anyep::test {

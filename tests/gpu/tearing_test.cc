@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "packet_kernels.h"
-#include "stream_graph.h"
+#include "support/stream_graph.h"
 #include "support/mirror.h"
 
 namespace anyep::test {

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <stdexcept>
 #include <string>
@@ -14,13 +15,6 @@ namespace {
 
 void must(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
-
-template <class T>
-T* device_array(std::size_t count) {
-  void* memory = nullptr;
-  must(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
-  return static_cast<T*>(memory);
 }
 
 std::uint16_t bf16_of(float value) {
@@ -43,36 +37,40 @@ int gpus_seen_by_a_child() {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
 }
 
-GpuRank::GpuRank(Bootstrap& bootstrap, std::chrono::milliseconds limit, int num_gpus) {
+GpuRank::GpuRank(Bootstrap& bootstrap, std::chrono::milliseconds limit, int num_gpus, Serves serves) {
   Topology topology = Topology::discover(bootstrap);
   topology.device = topology.rank % num_gpus;
   must(cudaSetDevice(topology.device), "cudaSetDevice");
   must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  ids_ = new_tensor(DType::kI64, {kTokens, kTopK}).as<std::int64_t>();
+  x_ = new_tensor(DType::kBF16, {kTokens, kHidden}).as<std::uint16_t>();
+  out_ = new_tensor(DType::kBF16, {kTokens, kHidden}).as<std::uint16_t>();
+  num_experts_ = kExpertsPerRank * topology.num_ranks();
   Budget budget;
   budget.rows_bytes = std::int64_t{128} << 20;
+  if (serves != Serves::kExchanges) {
+    budget.low_latency_bytes = low_latency_bytes_for(pair_shape(), topology.num_ranks());
+    budget.masks = serves == Serves::kPairsWithMasks;
+    take_slabs(topology.num_ranks());
+  }
   Tuning tuning = Tuning::from_environment();
   tuning.timeout = limit;
   tuning.startup_timeout = std::max<std::chrono::nanoseconds>(limit, std::chrono::seconds(30));
   tuning.close_timeout = std::chrono::seconds(1);
   engine_ = Engine::create(budget, topology, tuning, bootstrap);
-
-  const int ranks = engine_->num_ranks();
-  num_experts_ = 4 * ranks;
-  ids_ = device_array<std::int64_t>(kTokens * kTopK);
-  x_ = device_array<std::uint16_t>(kTokens * kHidden);
-  out_ = device_array<std::uint16_t>(kTokens * kHidden);
   change_inputs(0);
 }
 
 void GpuRank::change_inputs(unsigned salt) {
-  std::vector<std::int64_t> ids(static_cast<std::size_t>(kTokens * kTopK));
+  std::vector<std::int64_t>& ids = host_ids_;
+  ids.resize(static_cast<std::size_t>(kTokens * kTopK));
   ranks_of_.clear();
   for (std::int64_t token = 0; token < kTokens; ++token) {
     unsigned at = 0;
     for (int choice = 0; choice < kTopK; ++choice) {
       const std::int64_t expert = (token * 7 + choice * 5 + engine_->rank() + salt * (token % 3)) % num_experts_;
       ids[static_cast<std::size_t>(token * kTopK + choice)] = expert;
-      at |= 1u << (expert / 4);
+      at |= 1u << (expert / kExpertsPerRank);
     }
     ranks_of_.push_back(std::popcount(at));
   }
@@ -80,6 +78,28 @@ void GpuRank::change_inputs(unsigned salt) {
   for (std::int64_t i = 0; i < kTokens * kHidden; ++i) host_x_.push_back(bf16_of(static_cast<float>((i + salt) % 61)));
   must(cudaMemcpyAsync(ids_, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
   must(cudaMemcpyAsync(x_, host_x_.data(), host_x_.size() * 2, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
+  must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+}
+
+TensorView GpuRank::new_tensor(DType type, const Extents& shape) {
+  const TensorView view = TensorView::dense(nullptr, type, shape);
+  void* memory = nullptr;
+  must(cudaMalloc(&memory, static_cast<std::size_t>(view.num_elements()) * size_of(type)), "cudaMalloc");
+  memory_.push_back(memory);
+  return TensorView::dense(memory, type, shape);
+}
+
+void GpuRank::take_slabs(std::int64_t num_ranks) {
+  const std::int64_t rows = num_ranks * kPairTokens;
+  slabs_.x = new_tensor(DType::kBF16, {kExpertsPerRank, rows, kHidden});
+  slabs_.counts = new_tensor(DType::kI32, {kExpertsPerRank});
+  slabs_.source = new_tensor(DType::kI32, {kExpertsPerRank, rows});
+  slabs_.range = new_tensor(DType::kI64, {kExpertsPerRank, num_ranks});
+  slabs_.rows = new_tensor(DType::kI32, {num_ranks, kPairTokens, kTopK});
+  weights_ = new_tensor(DType::kF32, {kPairTokens, kTopK});
+  const std::vector<float> ones(static_cast<std::size_t>(kPairTokens * kTopK), 1.0F);
+  must(cudaMemcpyAsync(weights_.data, ones.data(), ones.size() * sizeof(float), cudaMemcpyHostToDevice, stream_),
+       "cudaMemcpyAsync");
   must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
 }
 
@@ -117,9 +137,7 @@ void GpuRank::launch_without_host(Together together) {
 }
 
 GpuRank::~GpuRank() {
-  (void)cudaFree(ids_);
-  (void)cudaFree(x_);
-  (void)cudaFree(out_);
+  for (void* const memory : memory_) (void)cudaFree(memory);
 }
 
 void GpuRank::launch_route() {
@@ -171,17 +189,50 @@ std::string GpuRank::finish() {
 }
 
 std::string GpuRank::compare() {
-  std::vector<std::uint16_t> out(host_x_.size());
+  return compare_rows(kTokens, [&](std::int64_t token) { return ranks_of_[static_cast<std::size_t>(token)]; });
+}
+
+template <class Times>
+std::string GpuRank::compare_rows(std::int64_t num_rows, const Times& times) {
+  std::vector<std::uint16_t> out(static_cast<std::size_t>(num_rows * kHidden));
   must(cudaMemcpyAsync(out.data(), out_, out.size() * 2, cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync");
   must(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
   for (std::size_t i = 0; i < out.size(); ++i) {
-    const float want = float_of(host_x_[i]) * static_cast<float>(ranks_of_[i / kHidden]);
+    const auto token = static_cast<std::int64_t>(i) / kHidden;
+    const float want = float_of(host_x_[i]) * static_cast<float>(times(token));
     if (float_of(out[i]) != want) {
-      return "token " + std::to_string(i / kHidden) + " element " + std::to_string(i % kHidden) + ": " +
+      return "token " + std::to_string(token) + " element " + std::to_string(i % kHidden) + ": " +
              std::to_string(float_of(out[i])) + " instead of " + std::to_string(want);
     }
   }
   return {};
+}
+
+void GpuRank::launch_pair(Halves halves) {
+  LowLatencyOptions options;
+  options.hook = halves == Halves::kByHooks;
+  const auto receive = [&](Pending pending) { done_ = pending.receive({stream_}); };
+  Routing pairs;
+  pairs.experts = TensorView::dense(ids_, DType::kI64, {kPairTokens, kTopK});
+  receive(engine_->low_latency_dispatch(pair_shape(), TensorView::dense(x_, DType::kBF16, {kPairTokens, kHidden}),
+                                        pairs, slabs_, {stream_}, options));
+  must(cudaMemsetAsync(out_, 0xFF, kPairTokens * kHidden * 2, stream_), "cudaMemsetAsync");
+  pairs.weights = weights_;
+  receive(engine_->low_latency_combine(
+      pair_shape(), slabs_, pairs, TensorView::dense(out_, DType::kBF16, {kPairTokens, kHidden}), {stream_}, options));
+}
+
+std::string GpuRank::finish_pair() {
+  done_.wait();
+  return compare_pair();
+}
+
+std::string GpuRank::compare_pair(unsigned gone) {
+  return compare_rows(kPairTokens, [&](std::int64_t token) {
+    const auto* const experts = host_ids_.data() + token * kTopK;
+    return std::count_if(experts, experts + kTopK,
+                         [&](std::int64_t expert) { return (gone >> (expert / kExpertsPerRank) & 1u) == 0; });
+  });
 }
 
 bool GpuRank::computes() const {

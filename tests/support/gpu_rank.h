@@ -17,11 +17,15 @@ int gpus_seen_by_a_child();
 
 class GpuRank {
  public:
-  GpuRank(Bootstrap& bootstrap, std::chrono::milliseconds limit, int num_gpus);
+  /// What the engine has memory for.
+  enum class Serves { kExchanges, kPairs, kPairsWithMasks };
+  GpuRank(Bootstrap& bootstrap, std::chrono::milliseconds limit, int num_gpus, Serves serves = Serves::kExchanges);
   ~GpuRank();
   GpuRank(const GpuRank&) = delete;
   GpuRank& operator=(const GpuRank&) = delete;
 
+  /// GPU memory, dense, freed with this rank.
+  TensorView new_tensor(DType type, const Extents& shape);
   Engine& engine() { return *engine_; }
   cudaStream_t stream() const { return stream_; }
   /// Puts route, dispatch and combine on the stream; waits for the counts only.
@@ -58,19 +62,36 @@ class GpuRank {
   /// Compares; everything on the stream is done.
   std::string compare();
 
-  static constexpr std::int64_t kTokens = 512, kHidden = 2048;
-  static constexpr int kTopK = 4;
+  // ---- low latency: a dispatch and a combine of the first kPairTokens tokens ----
+  enum class Halves { kTogether, kByHooks };
+  /// Puts both on the stream; waits for nothing, also in capture.
+  void launch_pair(Halves halves);
+  std::string finish_pair();
+  /// As compare(); of the peers in the bit mask, which died, no answer may have come.
+  std::string compare_pair(unsigned gone = 0);
+
+  static constexpr std::int64_t kTokens = 512, kHidden = 2048, kPairTokens = 96;
+  static constexpr int kTopK = 4, kExpertsPerRank = 4;
 
  private:
   Routing routing() const;
   Shape shape() const { return Shape{num_experts_, kTopK}; }
   Rows input() const;
+  Shape pair_shape() const { return Shape{num_experts_, kTopK, kHidden, kPairTokens}; }
+  void take_slabs(std::int64_t num_ranks);
+  /// The first rows of out_ against each token's row of x_, times what times() says.
+  template <class Times>
+  std::string compare_rows(std::int64_t num_rows, const Times& times);
 
   std::optional<Engine> engine_;
   cudaStream_t stream_ = nullptr;
   int num_experts_ = 0;
   std::int64_t* ids_ = nullptr;
   std::uint16_t *x_ = nullptr, *out_ = nullptr;
+  TensorView weights_;  ///< of pairs, all 1
+  ExpertSlabs slabs_;   ///< of pairs
+  std::vector<void*> memory_;
+  std::vector<std::int64_t> host_ids_;
   std::vector<std::uint16_t> host_x_;
   std::vector<Handle> captured_;  ///< alive as long as their graphs
   std::vector<int> ranks_of_;     ///< per token

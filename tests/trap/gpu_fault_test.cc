@@ -9,11 +9,17 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <climits>
 #include <functional>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "support/gpu_rank.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {
@@ -22,6 +28,52 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
+/// What the ranks do over and over.
+enum class Way { kCalls, kGraphs, kPairs, kHooks, kPairGraphs };
+
+/// Once, on one rank.
+class Exchange {
+ public:
+  /// Collective where graphs are captured.
+  Exchange(GpuRank& me, Way way) : me_(me), way_(way) {
+    if (way_ == Way::kGraphs) me_.take_worst_case_rows();
+    if (way_ == Way::kGraphs || way_ == Way::kPairGraphs) {
+      graph_.emplace(me_.stream(), [this] {
+        for (int i = 0; i < kInOneGraph; ++i) {
+          way_ == Way::kGraphs ? me_.launch_without_host() : me_.launch_pair(GpuRank::Halves::kTogether);
+        }
+      });
+    }
+  }
+  void launch() {
+    if (graph_) return graph_->replay();
+    if (way_ == Way::kCalls) return me_.launch();
+    me_.launch_pair(way_ == Way::kHooks ? GpuRank::Halves::kByHooks : GpuRank::Halves::kTogether);
+  }
+  /// @throws Error the engine's
+  void finish() {
+    if (graph_) {
+      anyep::test::finish(me_.stream());
+      me_.engine().check();
+    }
+    const std::string wrong = way_ == Way::kCalls    ? me_.finish()
+                              : way_ == Way::kGraphs ? me_.compare()
+                              : graph_               ? me_.compare_pair()
+                                                     : me_.finish_pair();
+    if (!wrong.empty()) throw std::runtime_error(wrong);
+  }
+  void operator()() {
+    launch();
+    finish();
+  }
+
+ private:
+  static constexpr int kInOneGraph = 5;
+  GpuRank& me_;
+  Way way_;
+  std::optional<StreamGraph> graph_;
+};
+
 /// What a child tells its parent.
 struct Report {
   std::atomic<int> stage;  ///< exchanges done
@@ -29,7 +81,9 @@ struct Report {
   int peers;               ///< bit mask
   int computes;            ///< after the error
   int rebuilt;             ///< the rest made a new group and exchanged
-  double seconds;          ///< from the fault to the error
+  std::atomic<bool> masked;
+  int right;       ///< pairs without the masked peer
+  double seconds;  ///< from the fault to the error
   char text[400];
 };
 
@@ -37,13 +91,21 @@ struct Report {
 struct Board {
   Report rank[8];
   std::atomic<std::int64_t> fault_ns;  ///< when it happened
+  std::atomic<int> last_stage;         ///< after so many all stop
 };
 
 std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
 }
 
-class GpuFault : public testing::Test {
+struct Case {
+  int ranks;
+  Way way;
+  /// Of masks: a dead peer costs its tokens only.
+  bool masks = false;
+};
+
+class GpuFault : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     gpus_ = gpus_seen_by_a_child();
@@ -56,16 +118,20 @@ class GpuFault : public testing::Test {
     if (board_ != nullptr) munmap(board_, sizeof(Board));
   }
 
-  using Body = std::function<void(GpuRank&, Report&)>;
-  /// Two ranks; the survivor, rank 0, must end with an error and then rebuild alone.
+  /// The last rank; the others must end with an error that names it, and then exchange without it.
+  int victim() const { return GetParam().ranks - 1; }
+  /// Processes that share a GPU take turns by time slices, milliseconds each: limits are longer and no latency is judged.
+  bool shared() const { return GetParam().ranks > gpus_; }
+  milliseconds limit(milliseconds alone) const { return shared() ? 10 * alone : alone; }
+
+  using Body = std::function<void(GpuRank&, Exchange&, Report&)>;
   void play(milliseconds limit, const Body& survivor, const Body& other) {
-    const LocalGroup group(2);
-    children_ = {};
-    for (int rank = 0; rank < 2; ++rank) {
+    const LocalGroup group(GetParam().ranks);
+    for (int rank = 0; rank <= victim(); ++rank) {
       const pid_t child = fork();
       ASSERT_GE(child, 0);
       if (child == 0) {
-        run(group, rank, limit, rank == 0 ? survivor : other);
+        run(group, rank, limit, rank == victim() ? other : survivor);
         _exit(0);
       }
       children_.push_back(child);
@@ -74,11 +140,16 @@ class GpuFault : public testing::Test {
   void run(const LocalGroup& group, int rank, milliseconds limit, const Body& body) {
     Report& report = board_->rank[rank];
     report.code = -1;
+    const Way way = GetParam().way;
+    const auto serves = GetParam().masks                            ? GpuRank::Serves::kPairsWithMasks
+                        : way == Way::kCalls || way == Way::kGraphs ? GpuRank::Serves::kExchanges
+                                                                    : GpuRank::Serves::kPairs;
     try {
       const auto bootstrap = group.member(rank);
-      GpuRank me(*bootstrap, limit, gpus_);
+      GpuRank me(*bootstrap, limit, gpus_, serves);
       try {
-        body(me, report);
+        Exchange exchange(me, way);
+        body(me, exchange, report);
       } catch (const Error& error) {
         report.seconds = static_cast<double>(now_ns() - board_->fault_ns.load()) * 1e-9;
         report.code = static_cast<int>(error.code);
@@ -90,27 +161,33 @@ class GpuFault : public testing::Test {
         } catch (const Error&) {
         }
         me.forget();
-        const std::vector<int> gone = {1 - rank};
-        const auto alone = group.member_without(rank, gone);
-        GpuRank again(*alone, seconds(10), gpus_);
-        report.rebuilt = again.exchange().empty();
+        const std::vector<int> gone = {victim()};
+        const auto rest = group.member_without(rank, gone);
+        GpuRank again(*rest, this->limit(seconds(10)), gpus_, serves);
+        Exchange(again, way)();
+        report.rebuilt = 1;
         again.engine().close();
       }
     } catch (const std::exception& error) {
-      snprintf(report.text, sizeof(report.text), "outside the exchange: %s", error.what());
+      const std::string before = report.text;
+      snprintf(report.text, sizeof(report.text), "outside the exchange: %s; before: %s", error.what(), before.c_str());
       report.code = -2;
     }
   }
-  void wait_for_exchanges(int count) const {
+  template <class Done>
+  static void wait_until(const Done& done) {
     const auto until = Clock::now() + seconds(60);
-    while (board_->rank[0].stage < count || board_->rank[1].stage < count) {
-      if (Clock::now() > until || board_->rank[0].code == -2) break;
-      std::this_thread::sleep_for(milliseconds(2));
+    while (!done() && Clock::now() < until) std::this_thread::sleep_for(milliseconds(1));
+  }
+  void wait_for_exchanges(int count) const {
+    for (int rank = 0; rank <= victim(); ++rank) {
+      const Report& report = board_->rank[rank];
+      wait_until([&] { return report.stage >= count || report.code == -2; });
     }
   }
-  void kill_rank(int rank, int signal) {
+  void signal_victim(int signal) {
     board_->fault_ns = now_ns();
-    kill(children_[static_cast<std::size_t>(rank)], signal);
+    kill(children_[static_cast<std::size_t>(victim())], signal);
   }
   void join(int rank) {
     int status = 0;
@@ -126,22 +203,29 @@ class GpuFault : public testing::Test {
       std::this_thread::sleep_for(milliseconds(5));
     }
   }
-  void expect_error(int rank, ErrorCode code, int peers, double most_seconds) {
-    const Report& report = board_->rank[rank];
-    EXPECT_EQ(report.code, static_cast<int>(code)) << report.text;
-    EXPECT_EQ(report.peers, peers) << report.text;
-    EXPECT_LT(report.seconds, most_seconds) << report.text;
-    EXPECT_EQ(report.computes, 1) << report.text;
-    EXPECT_EQ(report.rebuilt, 1) << report.text;
-    printf("  %.3f s: %s\n", report.seconds, report.text);
+  void join_survivors() {
+    for (int rank = 0; rank < victim(); ++rank) join(rank);
+  }
+  void end_victim() {
+    kill(children_[static_cast<std::size_t>(victim())], SIGKILL);
+    join(victim());
+  }
+  void expect_victim_named(ErrorCode code, double most_seconds) {
+    for (int rank = 0; rank < victim(); ++rank) {
+      const Report& report = board_->rank[rank];
+      EXPECT_EQ(report.code, static_cast<int>(code)) << report.text;
+      EXPECT_EQ(report.peers, 1 << victim()) << report.text;
+      if (!shared()) {
+        EXPECT_LT(report.seconds, most_seconds) << report.text;
+      }
+      EXPECT_EQ(report.computes, 1) << report.text;
+      EXPECT_EQ(report.rebuilt, 1) << report.text;
+      printf("  rank %d, %.3f s: %s\n", rank, report.seconds, report.text);
+    }
   }
 
-  static void exchange_for_ever(GpuRank& me, Report& report) {
-    for (;;) {
-      const std::string wrong = me.exchange();
-      if (!wrong.empty()) throw std::runtime_error(wrong);
-      ++report.stage;
-    }
+  static void exchange_for_ever(GpuRank&, Exchange& exchange, Report& report) {
+    for (;; ++report.stage) exchange();
   }
 
   int gpus_ = 0;
@@ -149,64 +233,122 @@ class GpuFault : public testing::Test {
   std::vector<pid_t> children_;
 };
 
-TEST_F(GpuFault, KilledPeerIsNamedInTime) {
-  play(seconds(30), exchange_for_ever, exchange_for_ever);
-  wait_for_exchanges(20);
-  kill_rank(1, SIGKILL);
-  join(1);
-  join(0);
-  expect_error(0, ErrorCode::kPeerDead, 1 << 1, 2.0);
+using GpuKill = GpuFault;
+
+TEST_P(GpuKill, PeerIsNamedInTime) {
+  play(limit(seconds(30)), exchange_for_ever, exchange_for_ever);
+  wait_for_exchanges(shared() ? 2 : 20);
+  signal_victim(SIGKILL);
+  join(victim());
+  join_survivors();
+  expect_victim_named(ErrorCode::kPeerDead, 2.0);
 }
 
-/// Its kernels are storing into the survivor at that moment.
-TEST_F(GpuFault, PeerThatKillsItselfBehindALaunchIsNamedInTime) {
-  play(seconds(30), exchange_for_ever, [this](GpuRank& me, Report& report) {
-    for (int i = 0; i < 10; ++i, ++report.stage) (void)me.exchange();
-    me.launch();
+/// Its kernels are storing into the survivors at that moment.
+TEST_P(GpuKill, PeerThatKillsItselfBehindALaunchIsNamedInTime) {
+  play(limit(seconds(30)), exchange_for_ever, [this](GpuRank&, Exchange& exchange, Report& report) {
+    for (int i = 0; i < (shared() ? 2 : 10); ++i, ++report.stage) exchange();
+    exchange.launch();
     board_->fault_ns = now_ns();
     raise(SIGKILL);
   });
-  join(1);
-  join(0);
-  expect_error(0, ErrorCode::kPeerDead, 1 << 1, 2.0);
+  join(victim());
+  join_survivors();
+  expect_victim_named(ErrorCode::kPeerDead, 2.0);
 }
 
-TEST_F(GpuFault, StoppedPeerIsATimeoutThatNamesIt) {
-  play(milliseconds(1500), exchange_for_ever, exchange_for_ever);
-  wait_for_exchanges(20);
-  kill_rank(1, SIGSTOP);
-  join(0);
-  kill(children_[1], SIGKILL);
-  join(1);
-  expect_error(0, ErrorCode::kTimeout, 1 << 1, 3.5);
+using GpuStop = GpuFault;
+
+TEST_P(GpuStop, PeerIsATimeoutThatNamesIt) {
+  play(limit(milliseconds(1500)), exchange_for_ever, exchange_for_ever);
+  wait_for_exchanges(shared() ? 2 : 20);
+  signal_victim(SIGSTOP);
+  join_survivors();
+  end_victim();
+  expect_victim_named(ErrorCode::kTimeout, 3.5);
 }
 
-TEST_F(GpuFault, PeerThatStaysAwayIsATimeoutThatNamesIt) {
+using GpuMask = GpuFault;
+
+/// Pairs go on; once the peer is masked they are right, without its experts.
+TEST_P(GpuMask, ADeadPeerCostsItsTokensOnly) {
+  const auto survivor = [this](GpuRank& me, Exchange& exchange, Report& report) {
+    const TensorView masks = me.new_tensor(DType::kI32, {GetParam().ranks});
+    const auto victim_is_masked = [&] {
+      std::vector<std::int32_t> masked(static_cast<std::size_t>(GetParam().ranks));
+      me.engine().masks(masks, {me.stream()});
+      must(cudaMemcpyAsync(masked.data(), masks.data, masked.size() * 4, cudaMemcpyDeviceToHost, me.stream()));
+      must(cudaStreamSynchronize(me.stream()));
+      return masked[static_cast<std::size_t>(victim())] != 0;
+    };
+    const auto pair_without = [&](unsigned gone) {
+      exchange.launch();
+      finish(me.stream());
+      me.engine().check();
+      ++report.stage;
+      return me.compare_pair(gone);
+    };
+    while (!victim_is_masked()) (void)pair_without(0);
+    report.seconds = static_cast<double>(now_ns() - board_->fault_ns.load()) * 1e-9;
+    report.masked = true;
+    while (report.stage < board_->last_stage) {
+      const std::string wrong = pair_without(1u << victim());
+      if (!wrong.empty()) throw std::runtime_error("masked, " + wrong);
+      ++report.right;
+    }
+    me.engine().close();
+  };
+  board_->last_stage = INT_MAX;
+  play(limit(seconds(5)), survivor, exchange_for_ever);
+  wait_for_exchanges(shared() ? 2 : 20);
+  signal_victim(SIGKILL);
+  join(victim());
+  int last_stage = 0;
+  for (int rank = 0; rank < victim(); ++rank) {
+    const Report& report = board_->rank[rank];
+    wait_until([&] { return report.masked || report.code != -1; });
+    last_stage = std::max<int>(last_stage, report.stage);
+  }
+  board_->last_stage = last_stage + (shared() ? 50 : 1000);  // all make as many calls
+  join_survivors();
+  for (int rank = 0; rank < victim(); ++rank) {
+    const Report& report = board_->rank[rank];
+    EXPECT_EQ(report.code, -1) << report.text;
+    EXPECT_GT(report.right, 0);
+    if (!shared()) {
+      EXPECT_LT(report.seconds, 2.0);
+    }
+    printf("  rank %d: masked after %.3f s, %d right pairs behind it\n", rank, report.seconds, report.right);
+  }
+}
+
+using GpuTwo = GpuFault;
+
+TEST_P(GpuTwo, PeerThatStaysAwayIsATimeoutThatNamesIt) {
   play(
       milliseconds(1500),
-      [this](GpuRank& me, Report&) {
-        (void)me.exchange();
+      [this](GpuRank&, Exchange& exchange, Report&) {
+        exchange();
         board_->fault_ns = now_ns();
-        (void)me.exchange();
+        exchange();
       },
-      [](GpuRank& me, Report&) {
-        (void)me.exchange();
+      [](GpuRank&, Exchange& exchange, Report&) {
+        exchange();
         std::this_thread::sleep_for(seconds(6));
       });
-  join(0);
-  kill(children_[1], SIGKILL);
-  join(1);
-  expect_error(0, ErrorCode::kTimeout, 1 << 1, 3.0);
+  join_survivors();
+  end_victim();
+  expect_victim_named(ErrorCode::kTimeout, 3.0);
 }
 
-TEST_F(GpuFault, AnotherCallAtThisPlaceIsAMismatchOnBothSides) {
-  const auto first = [this](GpuRank& me, Report&) {
-    (void)me.exchange();
+TEST_P(GpuTwo, AnotherCallAtThisPlaceIsAMismatchOnBothSides) {
+  const auto first = [this](GpuRank&, Exchange& exchange, Report&) {
+    exchange();
     board_->fault_ns = now_ns();
-    (void)me.exchange();
+    exchange();
   };
-  const auto other = [this](GpuRank& me, Report&) {
-    (void)me.exchange();
+  const auto other = [this](GpuRank& me, Exchange& exchange, Report&) {
+    exchange();
     board_->fault_ns = now_ns();
     me.launch_combine();
     (void)me.finish();
@@ -221,6 +363,29 @@ TEST_F(GpuFault, AnotherCallAtThisPlaceIsAMismatchOnBothSides) {
   EXPECT_EQ(board_->rank[0].computes, 1);
   printf("  %s\n  %s\n", board_->rank[0].text, board_->rank[1].text);
 }
+
+constexpr Way kAllWays[] = {Way::kCalls, Way::kGraphs, Way::kPairs, Way::kHooks, Way::kPairGraphs};
+
+std::vector<Case> every_way(std::initializer_list<int> all_ranks) {
+  std::vector<Case> cases;
+  for (const int ranks : all_ranks) {
+    for (const Way way : kAllWays) cases.push_back({ranks, way});
+  }
+  return cases;
+}
+
+std::string name_of(const testing::TestParamInfo<Case>& info) {
+  constexpr const char* kNames[] = {"Calls", "Graphs", "Pairs", "Hooks", "PairGraphs"};
+  return std::to_string(info.param.ranks) + kNames[static_cast<std::size_t>(info.param.way)];
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuKill, testing::ValuesIn(every_way({2, 4})), name_of);
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuStop, testing::ValuesIn(every_way({2, 4})), name_of);
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuMask,
+                         testing::Values(Case{2, Way::kPairs, true}, Case{4, Way::kPairs, true},
+                                         Case{4, Way::kHooks, true}),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuTwo, testing::Values(Case{2, Way::kCalls}), name_of);
 
 }  // namespace
 }  // namespace anyep::test
