@@ -24,8 +24,9 @@ struct Call {
   unsigned kind = 0;         ///< of the mark's code: Op + 1
   std::uint32_t number = 0;  ///< counts the calls of an engine, an epoch
   std::uint64_t limit_ns = 0;
-  int num_sms = 0;                                                   ///< most SMs; 0 = the plan chooses
-  StreamRef stream;                                                  ///< of backends that run on one
+  std::uint64_t graph_limit_ns = 0;  ///< where the op is captured: its replays are not the engine's first op
+  int num_sms = 0;                   ///< most SMs; 0 = the plan chooses
+  StreamRef stream;                  ///< of backends that run on one
   std::array<std::uint64_t, core::kDescriptionWords> description{};  ///< equal on every rank
 };
 

@@ -103,8 +103,10 @@ class Engine::Core {
     call.number = number;
     const auto steady = core::scaled(tuning.timeout, tuning);
     const auto first = std::max(core::scaled(tuning.startup_timeout, tuning), steady);
-    const auto limit = options.timeout ? core::scaled(*options.timeout, tuning) : first_done ? steady : first;
+    const auto usual = options.timeout ? core::scaled(*options.timeout, tuning) : steady;
+    const auto limit = options.timeout || first_done ? usual : first;
     call.limit_ns = static_cast<std::uint64_t>(limit.count());
+    call.graph_limit_ns = static_cast<std::uint64_t>(usual.count());
     call.num_sms = options.num_sms;
     call.stream = stream;
     call.description[0] = call.kind;

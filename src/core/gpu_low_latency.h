@@ -28,7 +28,7 @@ inline constexpr int kMaxTokens = 4096;  ///< per rank
 inline constexpr int kMaxChunks = 128;
 inline constexpr std::uint64_t kFlagBytes = 32;
 /// Rows travel as words up to here, as packets up to there: beyond, waiting once for stores to complete is cheaper.
-inline constexpr int kMostWordTokens = 16, kMostPacketTokens = 128;
+inline constexpr int kMostWordTokens = 16, kMostPacketTokens = 64;
 inline constexpr std::uint64_t kRegions = 4;
 /// Shares of a region.
 inline constexpr std::uint64_t kWordShare = 16, kPacketShare = 6;

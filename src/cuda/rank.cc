@@ -385,7 +385,7 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
   } else {
     team.announcement = run.waiter.announcement;
   }
-  team.limit_ns = call.limit_ns;
+  team.limit_ns = launch.captured ? call.graph_limit_ns : call.limit_ns;
   InFlight op{call, team.record, nullptr};
   if (launch.captured) {
     captured_.push_back(std::move(op));

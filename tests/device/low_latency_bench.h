@@ -212,20 +212,14 @@ inline int bench(int num_ranks, int) {
     const char* name;
     Bench::Mode mode;
   };
-  std::vector<Column> columns = {{"fp8 pair", {}}, {"disp", {}}, {"comb", {}}, {"bf16 pair", {}}, {"hook pair", {}}};
-  columns[1].mode.combine = false;
+  std::vector<Column> columns = {{"fp8 pair", {}},  {"fp8 disp", {}},  {"comb", {}},
+                                 {"bf16 pair", {}}, {"bf16 disp", {}}, {"hook pair", {}}};
+  columns[1].mode.combine = columns[4].mode.combine = false;
   columns[2].mode.dispatch = false;
-  columns[3].mode.fp8 = false;
-  columns[4].mode.hook = true;
-  if (bench.gpu_per_rank()) {
-    for (int i : {0, 1, 2, 3}) {
-      Column early = columns[static_cast<std::size_t>(i)];
-      early.mode.early = true;
-      columns.push_back(early);
-    }
-  }
-  std::printf("us per step, %d ranks; hook and the last four: hook, then with dependent launch\n%6s", bench.num_ranks(),
-              "T");
+  columns[3].mode.fp8 = columns[4].mode.fp8 = false;
+  columns[5].mode.hook = true;
+  for (Column& column : columns) column.mode.early = bench.gpu_per_rank();
+  std::printf("us per step, %d ranks%s\n%6s", bench.num_ranks(), bench.gpu_per_rank() ? ", dependent launch" : "", "T");
   for (const Column& column : columns) std::printf(" %10s", column.name);
   std::printf("\n");
   bool right = true;

@@ -431,7 +431,9 @@ class Test {
     } else {
       all([&](int r) { combine(run, r, ll::kSend | ll::kReceive); });
     }
-    return settled("a pair") && check_dispatch(run) && check_combine(run);
+    if (settled("a pair")) return check_dispatch(run) && check_combine(run);
+    std::printf("  %s\n", text_of(pair).c_str());
+    return false;
   }
 
   /// Two ops in flight: both sends first, then both receives.

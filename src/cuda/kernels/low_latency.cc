@@ -7,9 +7,6 @@
 namespace anyep::cuda::low_latency {
 namespace {
 
-/// Blocks for peers that bring more tokens than this rank: nobody knows their number when the launch is made.
-constexpr int kBlocksForPeers = 32;
-
 /// n / divisor == n * reciprocal >> bits for n * divisor < 2^bits.
 constexpr std::uint32_t reciprocal(unsigned divisor, int bits) {
   return divisor == 0 ? 0 : static_cast<std::uint32_t>((std::uint64_t{1} << bits) / divisor + 1);
@@ -18,7 +15,7 @@ static_assert(kMaxExperts * kMaxExperts <= 1 << kExpertBits && kLanesOfWarp * kM
 
 }  // namespace
 
-int complete(CallParams& call, int num_sms, int least_warps, int most_warps) {
+int complete(CallParams& call, int num_sms, int most_warps, int all_warps, bool own_apart, int units_for_peers) {
   const Team& team = call.team;
   const int ranks = team.num_ranks;
   Addresses& at = call.at;
@@ -53,12 +50,16 @@ int complete(CallParams& call, int num_sms, int least_warps, int most_warps) {
   call.own_form = call.layout.form(call.cut, tokens, call.hook);
   const bool whole_rows = call.own_form == Form::kRecords;
   const int pieces = whole_rows ? 1 : std::clamp(most_blocks / std::max(tokens, 1), 1, strips);
-  call.warps = std::clamp((strips + pieces - 1) / pieces, std::min(least_warps, strips), most_warps);
-  call.pieces = (strips + call.warps - 1) / call.warps;
+  call.piece_strips = (strips + pieces - 1) / pieces;
+  call.pieces = (strips + call.piece_strips - 1) / call.piece_strips;
+  call.warps = std::min(call.piece_strips, most_warps);
+  // Peers one after the other cost a wait and a row each: where there are warps enough, they are served side by side.
+  call.groups = std::clamp(all_warps / call.warps - 1, 1, std::max(ranks - 1, 1));
+  call.split = own_apart || 2 * call.warps <= all_warps;
+  for (int step = 1; step < ranks; step += call.groups) call.first_steps |= 1u << step;
   call.piece_reciprocal = reciprocal(static_cast<unsigned>(call.pieces), 32);
   const int units = whole_rows ? num_chunks(tokens) : tokens * call.pieces;
-  return std::clamp(std::max(units, std::min(call.max_tokens, kBlocksForPeers)) + 1, 1,
-                    most_blocks);  // and the clerk's
+  return std::clamp(std::max(units, units_for_peers) + 1, 1, most_blocks);  // and the clerk's
 }
 
 }  // namespace anyep::cuda::low_latency

@@ -13,6 +13,8 @@ namespace anyep::cuda::low_latency {
 
 /// Most blocks of a launch, whatever the caller allows.
 inline constexpr int kMaxBlocks = 256;
+/// Blocks for peers that bring more tokens than this rank: nobody knows their number when the launch is made.
+inline constexpr int kBlocksForPeers = 32;
 
 /// Where a row lies among a rank's slabs, as combine wants it: {local expert, row of its slab}; -1 = nowhere. A table of them
 /// has top_k entries for every token of every rank, in any order.
@@ -64,7 +66,11 @@ struct CallParams {
   Cut cut;
   Form own_form = Form::kWords;                                 ///< of this rank's rows, but for a refresh
   int warps = 1;                                                ///< that share a row, per role
-  int pieces = 1;                                               ///< units of `warps` strips in a row
+  int groups = 1;                                               ///< of such warps, among which peers are divided
+  bool split = false;                                           ///< the own rows have warps of their own
+  int pieces = 1;                                               ///< units that a row is cut into
+  int piece_strips = 0;                                         ///< strips of one
+  unsigned first_steps = 0;                                     ///< steps of the first group, bits; see steps_of()
   std::uint32_t piece_reciprocal = 0;                           ///< 2^32 / pieces, rounded up
   std::uint32_t choice_reciprocal = 0;                          ///< 2^kLaneBits / top_k, rounded up
   int tokens_per_warp = 1;                                      ///< whose choices fit the lanes of a warp
@@ -83,7 +89,9 @@ struct CallParams {
   unsigned long long* waited = nullptr;  ///< [ranks] nanoseconds waited for each source are added; or null
 };
 
-/// Fills what every launch derives; returns the number of blocks.
-int complete(CallParams& call, int num_sms, int least_warps, int most_warps);
+/// Fills what every launch derives; returns the number of blocks. A row has at most `most_warps`, all groups and the own rows'
+/// warps together at most `all_warps`, but one group and `own_apart`, where the own rows must have warps of their own.
+/// `units_for_peers`: what peers may give it to do.
+int complete(CallParams& call, int num_sms, int most_warps, int all_warps, bool own_apart, int units_for_peers);
 
 }  // namespace anyep::cuda::low_latency

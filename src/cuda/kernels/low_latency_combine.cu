@@ -3,14 +3,17 @@
 //   after   out[t] == for each rank, ascending, that hosts a choice of t: FP32 from 0, fma(weight, row) over its choices in
 //           top-k order, rounded to BF16; the FP32 sum of those, rounded once (specification 10.3).
 //           Exact: one sum over all choices in top-k order, rounded once
-//   roles   by warp: `warps` data warps (answer: as the experts' rank; receive: as the home), comm (heads, gate, flags,
-//           marks), clerk (asks, waits for what homes ask)
+//   roles   by warp: `groups` times `warps` that answer the group's homes, as the experts' rank; `warps` that take what
+//           comes home (the same ones as answer, where a block has no room for others); clerk (asks, waits for what homes
+//           ask), comm (heads, gate, flags, marks)
 //   moves   where the experts' rank adds: homes ask {local expert, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
 //   syncs   heads and asks as words (G); answers G or G', records by a flag per chunk of tokens (A, B)
 //   needs   the same shape, wire format, hook and arithmetic on every rank (the marks' code)
 #include "cuda/kernels/low_latency_combine.h"
+
+#include <algorithm>
 
 #include "cuda/kernels/low_latency_combine_receive.cuh"
 #include "cuda/runtime/launch.h"
@@ -21,12 +24,12 @@ namespace homeward {
 /// How a kernel's rows travel home: added by the experts' rank, or every choice by itself, as BF16 or LogFMT.
 enum class Travel { kAnswers, kChoices, kLogFmt };
 
-/// Data warps, in a refresh turn.
-__device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shared& shared, const Turn turn,
-                                              bool per_choice) {
+/// Those that answer, in a refresh turn.
+__device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shared& shared, const Role role,
+                                              const Turn turn, bool per_choice) {
   const CallParams& call = p.call;
   const Block& block = shared.block;
-  const unsigned threads = static_cast<unsigned>(call.warps * kLanes);
+  const unsigned threads = static_cast<unsigned>(role.answerers * kLanes);
   if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
       (shared.ranks >> threadIdx.x & 1) != 0) {  // between head and table
     protocol::Shared(word_in(call, region_to(call, turn, static_cast<int>(threadIdx.x)), 1))
@@ -44,15 +47,8 @@ __device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shar
       blockIdx.x * threads + threadIdx.x, gridDim.x * threads);
 }
 
-__device__ __forceinline__ int round_threads(const CallParams& call) {
-  return (call.warps + 1) * kLanes;  // data warps and clerk
-}
-__device__ __forceinline__ int all_threads(const CallParams& call) {
-  return (call.warps + kServiceWarps) * kLanes;
-}
-
 template <Travel kTravel>
-__device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& shared) {
+__device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& shared, const Role& role) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
@@ -68,13 +64,14 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
     // What there is before anybody asks: of the next rank's token whose turn it is in this block, and of the own one.
     const int me = call.team.rank, index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens;
     const Item item = first_item(call), own = item_of(call, call.own_form == Form::kRecords, tokens, index);
-    const int strip = item.first_strip + warp_index(), own_strip = own.first_strip + warp_index();
-    const bool any = call.team.num_ranks > 1 && item.first < call.max_tokens && strip < item.end_strip;
-    const bool any_own = own.first < tokens && own_strip < own.end_strip;
+    const int strip = item.first_strip + role.warp, own_strip = own.first_strip + role.warp;
+    const int step = __ffs(static_cast<int>(role.steps)) - 1;
+    const bool any = role.answers && step > 0 && item.first < call.max_tokens && strip < item.end_strip;
+    const bool any_own = role.home && own.first < tokens && own_strip < own.end_strip;
     enter(call, block);
     RawEntry entry, own_entry;
     RawChoice own_choice;
-    if (any) entry = RawEntry(p, home_at(call, 1), item.first);
+    if (any) entry = RawEntry(p, home_at(call, step), item.first);
     if (any_own) {
       own_entry = RawEntry(p, me, own.first);
       own_choice = RawChoice(call, own.first);
@@ -88,37 +85,41 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       mine.strip = own_strip;
       mine.mine = weigh_own(p, mine.own, own_strip, held);
     }
-    if (any) ahead = {home_at(call, 1), item.first, strip, entry.read(p)};
+    if (any) ahead = {home_at(call, step), item.first, strip, entry.read(p)};
     load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
   }
   if (sends) {
-    ptx::barrier_arrive(kTurnBarrier, all_threads(call));
+    ptx::barrier_arrive(kTurnBarrier, role.all_threads(call));
     if constexpr (kPerChoice) {
-      ptx::barrier_sync(kRoundBarrier, round_threads(call));  // it is known where to
-      send_choices<kTravel == Travel::kLogFmt>(p, shared, turn);
-    } else {
-      answer_rounds(p, shared, turn, ahead, held);
+      ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // it is known where to
+      send_choices<kTravel == Travel::kLogFmt>(p, shared, role, turn);
+    } else if (role.answers) {
+      answer_rounds(p, shared, role, turn, ahead, held);
     }
-    if (is_refresh(turn.number)) [[unlikely]] {
-      forget_unwritten(p, shared, turn, kPerChoice);
+    if (is_refresh(turn.number) && role.answers) [[unlikely]] {
+      forget_unwritten(p, shared, role, turn, kPerChoice);
     }
   }
-  if (!receives) return;
-  if (kPerChoice) ptx::barrier_sync(kRoundBarrier, round_threads(call));  // the heads are there
+  if (!receives || !role.home) return;
+  if (kPerChoice) ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // the heads are there
+  if (!kPerChoice && !role.answers) {
+    ptx::barrier_sync(kHeadsBarrier, role.home_threads() + kLanes);
+    if (!serves_alone(block)) (void)gate_opens(block);
+  }
   if (any_lane(retreats(block))) return;
   int parity = 0;
   for_each_share(block, true, [&](int share) {
     if constexpr (kPerChoice) {
-      receive_choices<kTravel == Travel::kLogFmt>(p, shared, turn, share, parity);
+      receive_choices<kTravel == Travel::kLogFmt>(p, shared, role, turn, share, parity);
     } else {
-      receive_answers(p, shared, turn, share, mine, parity);
+      receive_answers(p, shared, role, turn, share, mine, parity);
     }
   });
 }
 
 /// The comm warp.
 template <Travel kTravel>
-__device__ __forceinline__ void communicate(const CallParams& call, Shared& shared) {
+__device__ __forceinline__ void communicate(const CallParams& call, Shared& shared, const Role& role) {
   Block& block = shared.block;
   enter(call, block);
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
@@ -133,20 +134,20 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
   } else {
     turn = find_turn(call);
   }
-  ptx::barrier_sync(kTurnBarrier, all_threads(call));
+  ptx::barrier_sync(kTurnBarrier, role.all_threads(call));
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
   if (is_clerk_block()) release_marks(call, turn, ranks);
   // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
-  if (kTravel != Travel::kAnswers) release_chunks(call, shared, turn);
+  if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn);
   if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
   __syncwarp();
-  if (kTravel == Travel::kAnswers) release_chunks(call, shared, turn);
+  if (kTravel == Travel::kAnswers) release_chunks(call, role, shared, turn);
 }
 
 /// The clerk.
 template <Travel kTravel>
-__device__ __forceinline__ void keep_books(const CallParams& call, Shared& shared) {
+__device__ __forceinline__ void keep_books(const CallParams& call, Shared& shared, const Role& role) {
   Block& block = shared.block;
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   const bool times = receives && call.waited != nullptr && is_clerk_block();
@@ -165,9 +166,9 @@ __device__ __forceinline__ void keep_books(const CallParams& call, Shared& share
   if (asks && item.first_strip == 0) send_ask(call, turn, ranks, at, first.read(call));
   if (sends) {
     if (lane_index() == 0) shared.ranks = ranks;
-    ptx::barrier_arrive(kTurnBarrier, all_threads(call));
+    ptx::barrier_arrive(kTurnBarrier, role.all_threads(call));
     if constexpr (kTravel != Travel::kAnswers) {
-      ptx::barrier_sync(kRoundBarrier, round_threads(call));
+      ptx::barrier_sync(kRoundBarrier, role.answer_threads());
     } else {
       if (more) send_more_asks(call, turn, ranks);
       if (times) time_heads(call, block, turn);
@@ -178,7 +179,7 @@ __device__ __forceinline__ void keep_books(const CallParams& call, Shared& share
   if (times) time_heads(call, block, turn);
   await_heads(call, block, turn, 0);
   if (!serves_alone(block)) (void)gate_opens(block);
-  ptx::barrier_sync(kRoundBarrier, round_threads(call));
+  ptx::barrier_sync(kRoundBarrier, role.answer_threads());
 }
 
 template <Travel kTravel>
@@ -188,13 +189,13 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   const CallParams& call = p.call;
   clear(shared.block);
   __syncthreads();
-  const int service = warp_index() - call.warps;
-  if (service < 0) {
-    run_data_warp<kTravel>(p, shared);
-  } else if (service == 0) {
-    communicate<kTravel>(call, shared);
+  const Role role(call);
+  if (role.comm) {
+    communicate<kTravel>(call, shared, role);
+  } else if (role.clerk) {
+    keep_books<kTravel>(call, shared, role);
   } else {
-    keep_books<kTravel>(call, shared);
+    run_data_warp<kTravel>(p, shared, role);
   }
 }
 
@@ -212,10 +213,16 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   p.call.cut = combine_cut(p.call.hidden, logfmt, p.per_choice,
                            core::expert_block(p.call.num_experts, p.call.team.num_ranks, 0).count, p.call.top_k,
                            p.call.max_tokens);
-  const int blocks = complete(p.call, num_sms, 1, homeward::kMostWarps);
+  // Per choice every home's chunks are looked through, whether or not it has so many tokens.
+  const int for_peers = p.per_choice && (p.call.halves & kSend) != 0
+                            ? p.call.team.num_ranks * num_chunks(p.call.max_tokens)
+                            : std::min(p.call.max_tokens, kBlocksForPeers);
+  const int blocks =
+      complete(p.call, num_sms, homeward::kMostWarps, p.per_choice ? 0 : homeward::kMostWarps, false, for_peers);
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(blocks);
-  shape.threads = static_cast<unsigned>((p.call.warps + homeward::kServiceWarps) * kLanes);
+  shape.threads = static_cast<unsigned>(
+      (p.call.warps * (p.call.groups + (p.call.split ? 1 : 0)) + homeward::kServiceWarps) * kLanes);
   shape.stream = stream;
   shape.early = early;
   (logfmt ? homeward::kLogFmt : p.per_choice ? homeward::kChoices : homeward::kAnswers)(shape, p);

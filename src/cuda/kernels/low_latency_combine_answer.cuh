@@ -7,13 +7,40 @@
 
 namespace anyep::cuda::low_latency::homeward {
 
-/// Data warps: with more of them, threads have fewer registers than held rows need.
+/// Warps beside clerk and comm: with more of them, threads have fewer registers than held rows need.
 constexpr int kMostWarps = 14;
 constexpr int kServiceWarps = 2;
 
-enum Barrier : int { kDataBarrier = 1, kStoredBarrier, kTurnBarrier, kRoundBarrier };
+enum Barrier : int { kHomeBarrier = 1, kStoredBarrier, kTurnBarrier, kRoundBarrier, kHeadsBarrier };
 
-/// What the clerk tells the data warps to answer next.
+/// Who a warp is. Where a block has not warps enough, the same ones answer and then take what comes home.
+struct Role {
+  int warps;       ///< that share a row: of a group, of those at home
+  int answerers;   ///< warps of all groups
+  int warp;        ///< among its group, or those at home
+  unsigned steps;  ///< homes, in steps from this rank, that it answers
+  bool answers, home, comm, clerk;
+
+  __device__ __forceinline__ explicit Role(const CallParams& call)
+      : warps(call.warps), answerers(call.warps * call.groups) {
+    int index = warp_index(), group = 0;
+    answers = index < answerers;
+    home = call.split ? !answers && index < answerers + warps : answers;
+    const int service = index - (call.split ? answerers + warps : answerers);
+    clerk = service == 0;
+    comm = service == 1;
+    for (warp = answers ? index : index - answerers; answers && warp >= warps; warp -= warps) ++group;
+    steps = steps_of(call, group);
+  }
+  __device__ int all_threads(const CallParams& call) const {
+    return (answerers + (call.split ? warps : 0) + kServiceWarps) * kLanes;
+  }
+  /// Those that answer, and clerk or comm.
+  __device__ int answer_threads() const { return (answerers + 1) * kLanes; }
+  __device__ int home_threads() const { return warps * kLanes; }
+};
+
+/// What the clerk tells those that answer.
 struct Round {
   int token;
   Item item;                  ///< strips
@@ -27,8 +54,8 @@ struct Round {
 
 /// What the comm warp is told to release next.
 struct Release {
-  int home;  ///< -1 = no more
-  int chunk;
+  int home;   ///< -1 = no more
+  int chunk;  ///< -1 = nothing this time
 };
 
 struct Shared {
@@ -71,7 +98,7 @@ __device__ __forceinline__ HomeChoice choice_of_lane(const CallParams& call, int
 }
 
 __device__ __forceinline__ int home_at(const CallParams& call, int step) {
-  return around(call, call.team.rank + step);
+  return rank_below(call, step);
 }
 /// The share's first token, while it is not known who has how many.
 __device__ __forceinline__ Item first_item(const CallParams& call) {
@@ -86,7 +113,7 @@ __device__ __forceinline__ void send_ask(const CallParams& call, const Turn& tur
   if (lane_index() >= call.top_k) return;
 #pragma unroll 1
   for (int step = 1; step < call.team.num_ranks; ++step) {
-    const int rank = home_at(call, step);
+    const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
     const std::uint32_t expert = choice.rank == rank ? static_cast<std::uint32_t>(choice.ask.expert) : ~0u;
     ptx::store_two_words(region_to(call, turn, rank) + at, make_word(expert, turn.number),
@@ -125,7 +152,7 @@ struct Clerk {
         shared(block),
         turn(now),
         lane(params),
-        round_threads((params.warps + 1) * kLanes),
+        round_threads((params.warps * params.groups + 1) * kLanes),
         parity(next) {}
 };
 
@@ -171,7 +198,7 @@ __device__ __forceinline__ Found find(const Clerk& clerk, int first, int end, in
   return found;
 }
 
-/// Tells the data warps what the homes at steps [first, end) ask about a token, lanes as find() has them.
+/// Tells those that answer what the homes at steps [first, end) ask about a token, lanes as find() has them.
 __device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, int token, int first, int end,
                                      int chunk, bool last) {
   Round& round = clerk.shared.round[clerk.parity];
@@ -251,6 +278,11 @@ __device__ __forceinline__ void post_last(Clerk& clerk) {
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }
 
+/// The clerk tells the warps at home whose answers count, where those do not hear of it by its rounds.
+__device__ __forceinline__ void tell_home(const CallParams& call) {
+  if (call.split) ptx::barrier_arrive(kHeadsBarrier, (call.warps + 1) * kLanes);
+}
+
 /// All that a clerk does while the experts' rank adds.
 __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared, const Turn& turn) {
   Block& block = shared.block;
@@ -268,7 +300,8 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   Begun begun{false, 0};
   const unsigned present = __reduce_or_sync(kAllLanes, here && ahead.head.present ? 1u << home : 0);
   if (lane_index() == 0)
-    block.present = present | 1u << call.team.rank;  // the data warps want it, if nothing else comes
+    block.present = present | 1u << call.team.rank;  // those at home want it, if nothing else comes
+  if (end == ranks) tell_home(call);
   const bool alone = end == ranks && serves_alone(block);
   const bool one_chunk = records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
   bool all = false;
@@ -286,7 +319,10 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   }
   if (all) return;
   keep_head(block, here && clerk.lane.choice == 0, home, ahead.head);
-  if (end < ranks) await_heads(call, block, turn, end);
+  if (end < ranks) {
+    await_heads(call, block, turn, end);
+    tell_home(call);
+  }
   if (end < ranks || begun.records != records || most * call.pieces > blocks) {
     clerk.parity = serve(call, shared, turn, clerk.parity, share, begun);
   }
@@ -296,27 +332,29 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   post_last(clerk);
 }
 
-// ---- data warps ----------------------------------------------------------------------------------------------------
+// ---- answers -------------------------------------------------------------------------------------------------------
 
-/// Data warps tell the comm warp to release a flag. Pattern A: what all have stored.
-__device__ __forceinline__ void tell_release(const CallParams& call, Shared& shared, int home, int chunk, int& parity) {
+/// Those that answer tell the comm warp to release a flag. Pattern A: what all have stored.
+__device__ __forceinline__ void tell_release(const Role& role, Shared& shared, int home, int chunk, int& parity) {
   if (threadIdx.x == 0) shared.release[parity] = {home, chunk};
   parity ^= 1;
-  ptx::barrier_sync(kStoredBarrier, (call.warps + 1) * kLanes);
+  ptx::barrier_sync(kStoredBarrier, role.answer_threads());
 }
-/// Data warps tell the comm warp that there are no more flags to release.
-__device__ __forceinline__ void tell_no_more(const CallParams& call, Shared& shared, int parity) {
+/// Those that answer tell the comm warp that there are no more flags to release.
+__device__ __forceinline__ void tell_no_more(const Role& role, Shared& shared, int parity) {
   if (threadIdx.x == 0) shared.release[parity] = {-1, 0};
-  ptx::barrier_arrive(kStoredBarrier, (call.warps + 1) * kLanes);
+  ptx::barrier_arrive(kStoredBarrier, role.answer_threads());
 }
 /// The comm warp's side.
-__device__ __forceinline__ void release_chunks(const CallParams& call, const Shared& shared, const Turn& turn) {
+__device__ __forceinline__ void release_chunks(const CallParams& call, const Role& role, const Shared& shared,
+                                               const Turn& turn) {
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
-    ptx::barrier_sync(kStoredBarrier, (call.warps + 1) * kLanes);
+    ptx::barrier_sync(kStoredBarrier, role.answer_threads());
     const Release release = shared.release[parity];
     if (release.home < 0) return;
-    if (lane_index() == 0 && (shared.ranks >> release.home & 1) != 0 && look_at(shared.block.broken) == 0) {
+    if (lane_index() == 0 && release.chunk >= 0 && (shared.ranks >> release.home & 1) != 0 &&
+        look_at(shared.block.broken) == 0) {
       publish(flag_in(region_to(call, turn, release.home), release.chunk), mark_of(call, turn));  // pattern A
     }
     __syncwarp();
@@ -346,27 +384,27 @@ struct Ahead {
   std::int32_t entry = -1;
 };
 
-/// Data warps, until the clerk says that there is no more to answer. `held`: the rows ahead.
-__device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Turn& turn, Ahead ahead,
-                                              Held& held) {
+/// Until the clerk says that there is no more to answer. `held`: the rows ahead.
+__device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Role& role,
+                                              const Turn& turn, Ahead ahead, Held& held) {
   const CallParams& call = p.call;
   int releases = 0;
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
-    ptx::barrier_sync(kRoundBarrier,
-                      (call.warps + 1) * kLanes);  // and whoever is here is through with the round before
+    ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
 #pragma unroll 1
     for (int i = 0; i < round.num_steps; ++i) {
+      if ((role.steps >> (round.first_step + i) & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
       const int home = home_at(call, round.first_step + i);
-      if ((round.asks >> (i * call.top_k) & 1) == 0 || (shared.ranks >> home & 1) == 0) continue;
+      if ((shared.ranks >> home & 1) == 0) continue;
       Asked asked;
       if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
       if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
       std::int32_t entry = ahead.entry;
       if (home != ahead.home || round.token != ahead.token) entry = RawEntry(p, home, round.token).read(p);
 #pragma unroll 1
-      for (int strip = round.item.first_strip + warp_index(); strip < round.item.end_strip; strip += call.warps) {
+      for (int strip = round.item.first_strip + role.warp; strip < round.item.end_strip; strip += role.warps) {
         if (home != ahead.home || round.token != ahead.token || strip != ahead.strip) {
           load_rows(p, entry, strip, held);
           ahead.strip = -1;  // what was held ahead is gone
@@ -375,15 +413,16 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
         put_answer(p, turn, round.form[i], home, round.token, strip, sum);
       }
     }
-    if (round.chunk >= 0) tell_release(call, shared, home_at(call, round.first_step), round.chunk, releases);
+    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.first_step), round.chunk, releases);
     if (round.last) break;
   }
-  tell_no_more(call, shared, releases);
+  tell_no_more(role, shared, releases);
 }
 
-/// Every row of a home's token, as records: at [token][index among the token's experts here]. One warp, its strips.
+/// Every row of a home's token, as records: at [token][index among the token's experts here]. One warp, its strips. Has it any?
 template <bool kLogFmt>
-__device__ __forceinline__ void send_choices_of(const CombineParams& p, const Turn& turn, int home, int token) {
+__device__ __forceinline__ bool send_choices_of(const CombineParams& p, const Role& role, const Turn& turn, int home,
+                                                int token) {
   const CallParams& call = p.call;
   const std::int32_t entry = RawEntry(p, home, token).read(p);
   const unsigned same = __match_any_sync(kAllLanes, entry);
@@ -398,30 +437,37 @@ __device__ __forceinline__ void send_choices_of(const CombineParams& p, const Tu
                             call.cut.record(static_cast<unsigned>(token), min(index, call.cut.rows_per_token - 1));
   for (unsigned left = firsts; left != 0; left &= left - 1) {
     const int holder = __ffs(static_cast<int>(left)) - 1;
-    for (int strip = warp_index(); strip < call.cut.strips; strip += call.warps) {
+    for (int strip = role.warp; strip < call.cut.strips; strip += role.warps) {
       put_record<kLogFmt>(from_lane(record, holder), from_lane(row, holder), call.hidden, strip);
     }
   }
+  return firsts != 0;
 }
 
-/// Data warps: all rows that any home may want, chunk by chunk. Own rows go through a region, too.
+/// All rows that any home may want, chunk by chunk. Own rows go through a region, too. A chunk without rows has no flag: its
+/// home has no choice here, and knows it. In a refresh all have one.
 template <bool kLogFmt>
-__device__ inline void send_choices(const CombineParams& p, Shared& shared, const Turn& turn) {
+__device__ inline void send_choices(const CombineParams& p, Shared& shared, const Role& role, const Turn& turn) {
   const CallParams& call = p.call;
-  int releases = 0;
+  const bool all = is_refresh(turn.number);
+  const int chunks = num_chunks(call.max_tokens), blocks = static_cast<int>(gridDim.x);
+  int releases = 0, at = static_cast<int>(blockIdx.x);
 #pragma unroll 1
-  for (int step = 1; step <= call.team.num_ranks; ++step) {
+  for (int step = 1; step <= call.team.num_ranks; ++step, at -= chunks) {  // one row of chunks, home after home
     const int home = home_at(call, step);
-    const bool may = (shared.ranks >> home & 1) != 0;
 #pragma unroll 1
-    for (int at = static_cast<int>(blockIdx.x); at < num_chunks(call.max_tokens); at += static_cast<int>(gridDim.x)) {
+    for (; at < chunks; at += blocks) {
       const Item item = item_of(call, true, call.max_tokens, at);
+      bool any = all;
 #pragma unroll 1
-      for (int token = item.first; may && token < item.end; ++token) send_choices_of<kLogFmt>(p, turn, home, token);
-      tell_release(call, shared, home, at, releases);
+      for (int token = item.first; token < item.end && (shared.ranks >> home & 1) != 0; ++token) {
+        if (send_choices_of<kLogFmt>(p, role, turn, home, token)) any = true;
+      }
+      // One warp's word counts: the table is the caller's memory, and those at a barrier must agree.
+      tell_release(role, shared, home, any ? at : -1, releases);
     }
   }
-  tell_no_more(call, shared, releases);
+  tell_no_more(role, shared, releases);
 }
 
 }  // namespace anyep::cuda::low_latency::homeward

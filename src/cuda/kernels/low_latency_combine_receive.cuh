@@ -72,21 +72,19 @@ __device__ __forceinline__ void add_answers(const CombineParams& p, Block& block
   store_strip<false>(p.out + own.token * p.out_row_stride, call.hidden, strip, rounded(total));
 }
 
-/// Ranks whose flag of a chunk has come. One warp waits, a rank per lane; all data warps get the answer, and its acquires
-/// (pattern B).
-__device__ __forceinline__ unsigned await_chunk(const CallParams& call, Shared& shared, const Turn& turn, int chunk,
-                                                bool own_too, int& parity) {
+/// Those of the `wanted` ranks whose flag of a chunk has come, bits. One warp waits, a rank per lane; all at home get its answer
+/// (`wanted` is that warp's), and its acquires (pattern B).
+__device__ __forceinline__ unsigned await_chunk(const CallParams& call, Shared& shared, const Role& role,
+                                                const Turn& turn, int chunk, unsigned wanted, int& parity) {
   Block& block = shared.block;
-  if (warp_index() == 0) {
+  if (role.warp == 0) {
     const int rank = lane_index();
-    bool came = rank == call.team.rank && !own_too;
-    if (rank < call.team.num_ranks && (block.present >> rank & 1) != 0 && (own_too || rank != call.team.rank)) {
-      came = await_flag(call, block, turn, rank, chunk);
-    }
+    bool came = (wanted & block.present) >> rank & 1;
+    if (came) came = await_flag(call, block, turn, rank, chunk);
     const unsigned present = __ballot_sync(kAllLanes, came);
     if (rank == 0) shared.present[parity] = present;
   }
-  ptx::barrier_sync(kDataBarrier, call.warps * kLanes);
+  ptx::barrier_sync(kHomeBarrier, role.home_threads());
   const unsigned present = shared.present[parity];
   parity ^= 1;
   return present;
@@ -100,8 +98,8 @@ struct OwnStrip {
 };
 
 /// A share of the own tokens.
-__device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& shared, const Turn& turn, int share,
-                                                OwnStrip& ahead, int& parity) {
+__device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& shared, const Role& role,
+                                                const Turn& turn, int share, OwnStrip& ahead, int& parity) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const int tokens = call.routing.num_tokens;
@@ -111,11 +109,14 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
   for (int at = share; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
     const Item item = item_of(call, in_records, tokens, at);
     unsigned present = block.present;
-    if (in_records) present = await_chunk(call, shared, turn, at, false, parity);
+    if (in_records) {
+      const unsigned me = 1u << call.team.rank;
+      present = await_chunk(call, shared, role, turn, at, ~me, parity) | me;
+    }
 #pragma unroll 1
     for (int token = item.first; token < item.end; ++token) {
 #pragma unroll 1
-      for (int strip = item.first_strip + warp_index(); strip < item.end_strip; strip += call.warps) {
+      for (int strip = item.first_strip + role.warp; strip < item.end_strip; strip += role.warps) {
         if (token != ahead.own.token || strip != ahead.strip) {
           if (token != ahead.own.token) ahead.own.load(p, token);
           Held held;
@@ -164,14 +165,19 @@ __device__ __forceinline__ int index_at_rank(const CallParams& call, const HomeC
 }
 
 template <bool kLogFmt>
-__device__ inline void receive_choices(const CombineParams& p, Shared& shared, const Turn& turn, int share,
-                                       int& parity) {
+__device__ inline void receive_choices(const CombineParams& p, Shared& shared, const Role& role, const Turn& turn,
+                                       int share, int& parity) {
   const CallParams& call = p.call;
   const int tokens = call.routing.num_tokens;
   for (int chunk = share; chunk < num_chunks(call.max_tokens); chunk += static_cast<int>(gridDim.x)) {
     const Item item = item_of(call, true, call.max_tokens, chunk);
     if (item.first >= tokens) break;
-    const unsigned present = await_chunk(call, shared, turn, chunk, true, parity);
+    unsigned hosts = 0;
+    for (int token = item.first; role.warp == 0 && token < min(item.end, tokens); ++token) {
+      const int rank = choice_of_lane(call, token).rank;
+      hosts |= __reduce_or_sync(kAllLanes, rank >= 0 ? 1u << rank : 0);
+    }
+    const unsigned present = await_chunk(call, shared, role, turn, chunk, hosts, parity);
     for (int token = item.first; token < min(item.end, tokens); ++token) {
       const HomeChoice choice = choice_of_lane(call, token);
       const int index = index_at_rank(call, choice);
@@ -180,7 +186,7 @@ __device__ inline void receive_choices(const CombineParams& p, Shared& shared, c
         record = region_from(call, turn, choice.rank) + call.at.records +
                  call.cut.record(static_cast<unsigned>(token), index);
       }
-      for (int strip = warp_index(); strip < call.cut.strips; strip += call.warps) {
+      for (int strip = role.warp; strip < call.cut.strips; strip += role.warps) {
         add_choices<kLogFmt>(p, present, token, strip, choice, record);
       }
     }

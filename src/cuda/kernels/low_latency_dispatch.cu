@@ -2,14 +2,16 @@
 //
 //   after   slab row e, begin + i == the i-th token, in token order, that source s sends to local expert e, cast as asked;
 //           begin = earlier sources' counts; range[e][s] = begin << 32 | count
-//   roles   by warp: `warps` senders (x, cast, store to peers and, when it is known where, to the own slab), `warps`
-//           receivers (peers' rows to the slab; before that they count), comm (heads, gate, flags, marks), clerk (choices of
-//           this block's tokens, counts, where every source's rows go)
+//   roles   by warp: `warps` senders (x, cast, store to peers and, when it is known where, to the own slab), `groups` times
+//           `warps` receivers (rows of the group's sources to the slab; before that they count), clerk (choices of this
+//           block's tokens, counts, where every source's rows go), comm (heads, gate, flags, marks)
 //   moves   a row once per rank that hosts a choice, as words, packets or records by the source's number of tokens; own
 //           rows from x, cast once more
 //   syncs   head, counts and choices as words (pattern G) in every form; rows G or G', records by a flag per chunk (A, B)
 //   needs   the same shape, wire format and hook on every rank (the marks' code); see low_latency_frame.cuh
 #include "cuda/kernels/low_latency_dispatch.h"
+
+#include <algorithm>
 
 #include "cuda/kernels/low_latency_dispatch_clerk.cuh"
 #include "cuda/runtime/launch.h"
@@ -47,7 +49,7 @@ __global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
     shared.histogram[i] = 0;
   }
   __syncthreads();
-  const Role role(call.warps);
+  const Role role(call);
   if (role.comm) return communicate(call, block, role);
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   OwnStrip<kFp8> own;
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
   if (role.receives) {
     // Of sources before the last one, where rows of later ones begin; of all, for the caller.
     const int sources = is_clerk_block() ? call.team.num_ranks : call.team.num_ranks - 1;
-    gather_counts(call, shared, turn, sources, role.warp * kLanes + lane_index(), role.warps * kLanes);
+    gather_counts(call, shared, turn, sources, role.team_thread(), role.receivers * kLanes);
     ptx::barrier_arrive(kCountsBarrier, counts_threads);
     early = look_early<kFp8>(call, shared, role, turn);
   }
@@ -93,10 +95,11 @@ void launch_dispatch(const DispatchParams& params, int num_sms, bool early, cuda
   const bool fp8 = p.wire != Wire::kBF16;
   p.call.cut = dispatch_cut(p.call.hidden, fp8, core::expert_block(p.call.num_experts, p.call.team.num_ranks, 0).count,
                             p.call.top_k, p.call.max_tokens);
-  const int blocks = complete(p.call, num_sms, 1, outward::kMostWarps);
+  const int blocks = complete(p.call, num_sms, outward::kMostWarps, 2 * outward::kFewWarps, true,
+                              std::min(p.call.max_tokens, kBlocksForPeers));
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(blocks);
-  shape.threads = static_cast<unsigned>((2 * p.call.warps + outward::kServiceWarps) * kLanes);
+  shape.threads = static_cast<unsigned>((p.call.warps * (1 + p.call.groups) + outward::kServiceWarps) * kLanes);
   shape.stream = stream;
   shape.early = early;
   outward::kDispatch[fp8 ? 1 : 0][p.call.warps > outward::kFewWarps ? 1 : 0](shape, p);

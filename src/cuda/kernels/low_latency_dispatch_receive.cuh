@@ -12,7 +12,7 @@
 namespace anyep::cuda::low_latency::outward {
 
 __device__ __forceinline__ int source_at(const CallParams& call, int step) {
-  return around(call, call.team.rank + step);
+  return rank_below(call, step);
 }
 
 // ---- counts --------------------------------------------------------------------------------------------------------
@@ -126,12 +126,13 @@ __device__ __forceinline__ void load_record(const CallParams& call, const std::b
 /// A strip of a peer that was taken before it was known whether it is wanted.
 template <bool kFp8>
 struct Early {
-  int token = -1, strip = 0;
+  int step = -1, token = -1, strip = 0;
   Form form = Form::kRecords;  ///< what was looked for; records: nothing was
   RowStrip<kFp8> row;
 };
 
-/// Receivers, until the clerk knows more: looks for this block's first strip of the next rank, in the form of the own rows.
+/// Receivers, until the clerk knows more: looks for this block's first strip of the first source that the warp has, in the form
+/// of the own rows.
 template <bool kFp8>
 __device__ __forceinline__ Early<kFp8> look_early(const CallParams& call, const Shared& shared, const Role& role,
                                                   const Turn& turn) {
@@ -139,14 +140,17 @@ __device__ __forceinline__ Early<kFp8> look_early(const CallParams& call, const 
   const Item item = item_of(call, false, 0, static_cast<int>(blockIdx.x));
   const int strip = item.first_strip + role.warp;
   const Form form = own_form(call, turn);
-  if (form == Form::kRecords || call.team.num_ranks == 1 || strip >= item.end_strip) return early;
+  const int step = __ffs(static_cast<int>(role.steps)) - 1;
+  if (form == Form::kRecords || step < 0 || strip >= item.end_strip) return early;
   if (item.first >= min(call.max_tokens, form == Form::kWords ? kMostWordTokens : kMostPacketTokens)) return early;
-  const std::byte* const from = region_from(call, turn, source_at(call, 1)) + strip_at(call, form, item.first, strip);
+  const std::byte* const from =
+      region_from(call, turn, source_at(call, step)) + strip_at(call, form, item.first, strip);
   bool there = false;
   while (!there && !any_lane(look_at(shared.posted) != 0)) {  // the clerk's wait has a limit
     there = __all_sync(kAllLanes, see_strip<kFp8>(from, form, turn, early.row));
   }
   if (!there) return early;
+  early.step = step;
   early.token = item.first;
   early.strip = strip;
   early.form = form;
@@ -217,14 +221,15 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
     for (int i = 0; i < round.num_steps; ++i) {
       const unsigned choices = round.hits >> (i * call.top_k) & choices_of_step;
       const int step = round.first_step + i;
-      if (choices == 0 || role.sends != (step == 0)) continue;
+      if (choices == 0 || (role.steps >> step & 1) == 0) continue;
       const int source = source_at(call, step);
 #pragma unroll 1
       for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += role.warps) {
         RowStrip<kFp8> row = own.row;
         if (step != 0) {
           row = early.row;
-          if ((step != 1 || round.token != early.token || strip != early.strip || round.form[i] != early.form) &&
+          if ((step != early.step || round.token != early.token || strip != early.strip ||
+               round.form[i] != early.form) &&
               !take_strip<kFp8>(call, block, turn, round.form[i], source, round.token, strip, row)) {
             if (any_lane(look_at(block.broken) != 0 || retreats(block))) break;
             row = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted

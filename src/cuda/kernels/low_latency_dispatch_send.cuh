@@ -46,25 +46,32 @@ struct Shared {
 
 /// Who a warp is.
 struct Role {
-  int warps;  ///< of senders, of receivers
-  int warp;   ///< among its kind
+  int warps;       ///< of senders, of a group of receivers
+  int receivers;   ///< warps of all groups
+  int warp;        ///< among the senders, or among its group
+  int team_warp;   ///< among receivers and clerk, which is the last
+  unsigned steps;  ///< sources, in steps from this rank, whose rows it takes; a sender takes its own
   bool sends, receives, comm, clerk;
 
-  __device__ __forceinline__ explicit Role(int per_kind) : warps(per_kind) {
+  __device__ __forceinline__ explicit Role(const CallParams& call)
+      : warps(call.warps), receivers(call.warps * call.groups) {
     const int index = warp_index();
     sends = index < warps;
-    receives = !sends && index < 2 * warps;
-    comm = index == 2 * warps;
-    clerk = index == 2 * warps + 1;
-    warp = sends ? index : receives ? index - warps : 0;
+    team_warp = index - warps;
+    receives = !sends && team_warp < receivers;
+    clerk = team_warp == receivers;
+    comm = team_warp == receivers + 1;
+    int group = 0;
+    warp = sends ? index : team_warp;
+    for (; receives && warp >= warps; warp -= warps) ++group;
+    steps = sends ? 1u : steps_of(call, group);
   }
-  __device__ int all_threads() const { return (2 * warps + kServiceWarps) * kLanes; }
+  __device__ int all_threads() const { return (warps + receivers + kServiceWarps) * kLanes; }
   /// Senders, receivers and clerk.
-  __device__ int round_threads() const { return (2 * warps + 1) * kLanes; }
+  __device__ int round_threads() const { return (warps + receivers + 1) * kLanes; }
   /// Receivers and clerk.
-  __device__ int team_threads() const { return (warps + 1) * kLanes; }
-  __device__ int team_warp() const { return clerk ? warps : warp; }
-  __device__ int team_thread() const { return team_warp() * kLanes + lane_index(); }
+  __device__ int team_threads() const { return (receivers + 1) * kLanes; }
+  __device__ int team_thread() const { return team_warp * kLanes + lane_index(); }
 };
 
 /// A strip of x as it lies there.
@@ -136,7 +143,7 @@ __device__ __forceinline__ void put_strip(const CallParams& call, const Turn& tu
                                           std::uint64_t at, int strip, const RowStrip<kFp8>& row) {
 #pragma unroll 1
   for (int step = 1; step < call.team.num_ranks; ++step) {
-    const int rank = around(call, call.team.rank + step);
+    const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
     std::byte* const to = region_to(call, turn, rank) + at;
     if (form == Form::kWords) {
@@ -259,7 +266,7 @@ static __device__ __noinline__ void send_more_tables(const CallParams& call, Sha
   for (int at = index; at < num_items(call, in_records, tokens); at += blocks) {
     const Item item = item_of(call, in_records, tokens, at);
     if (counted < item.first) {
-      (void)count_tokens(call, shared.histogram, counted, item.first, role.team_warp(), role.warps + 1);
+      (void)count_tokens(call, shared.histogram, counted, item.first, role.team_warp, role.receivers + 1);
       ptx::barrier_sync(kTeamBarrier, threads);
       counted = item.first;
     }
@@ -295,7 +302,7 @@ __device__ __forceinline__ Turn send_tables(const CallParams& call, Shared& shar
   Turn turn{};
   if (role.clerk) turn = start(call, block, Signs(call, block), ranks);  // meanwhile the receivers count
   if (counted != 0) {
-    if (role.receives) strays = count_tokens(call, shared.histogram, 0, counted, role.warp, role.warps);
+    if (role.receives) strays = count_tokens(call, shared.histogram, 0, counted, role.team_warp, role.receivers);
     ptx::barrier_sync(kTeamBarrier, role.team_threads());
   }
   if (role.receives) turn = counts_all ? start(call, block, Signs(call, block), ranks) : find_turn(call);

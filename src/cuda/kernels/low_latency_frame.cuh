@@ -121,9 +121,21 @@ __device__ __forceinline__ std::uint32_t own_head(const CallParams& call, const 
          static_cast<std::uint32_t>(call.routing.num_tokens);
 }
 
-/// A number below twice the number of ranks as a rank: steps go around from this rank, so that ranks do not all meet at one.
+/// A number below twice the number of ranks as a rank.
 __device__ __forceinline__ int around(const CallParams& call, int rank) {
   return rank < call.team.num_ranks ? rank : rank - call.team.num_ranks;
+}
+/// Steps go around from this rank, so that ranks do not all meet at one: it sends upwards, and what comes first comes from the
+/// rank below.
+__device__ __forceinline__ int rank_above(const CallParams& call, int step) {
+  return around(call, call.team.rank + step);
+}
+__device__ __forceinline__ int rank_below(const CallParams& call, int step) {
+  return around(call, call.team.rank + call.team.num_ranks - step);
+}
+/// Steps whose peers a group of warps serves, bits: every call.groups-th from 1 + group on.
+__device__ __forceinline__ unsigned steps_of(const CallParams& call, int group) {
+  return call.first_steps << group & ((1u << call.team.num_ranks) - 1);
 }
 
 // ---- routing -------------------------------------------------------------------------------------------------------
@@ -180,8 +192,8 @@ __device__ __forceinline__ Item item_of(const CallParams& call, bool in_records,
     return {index * each, min((index + 1) * each, tokens), 0, call.cut.strips};
   }
   const Unit unit = unit_of(call, index);
-  const int first_strip = unit.piece * call.warps;
-  return {unit.token, unit.token + 1, first_strip, min(first_strip + call.warps, call.cut.strips)};
+  const int first_strip = unit.piece * call.piece_strips;
+  return {unit.token, unit.token + 1, first_strip, min(first_strip + call.piece_strips, call.cut.strips)};
 }
 
 // ---- waits ---------------------------------------------------------------------------------------------------------

@@ -146,11 +146,11 @@ __device__ __forceinline__ void keep_head(Block& block, bool mine, int source, c
   __syncwarp();
 }
 
-/// One warp waits for the heads of the sources from `first` steps after this rank on; leaves them in `block`.
+/// One warp waits for the heads of the sources from `first` steps below this rank on; leaves them in `block`.
 __device__ inline void await_heads(const CallParams& call, Block& block, const Turn& turn, int first) {
   const int step = lane_index();
   const bool mine = step >= first && step < call.team.num_ranks;
-  const int source = mine ? around(call, call.team.rank + step) : 0;
+  const int source = mine ? rank_below(call, step) : 0;
   Head head;
   if (mine && source == call.team.rank) {
     head = {true, call.routing.num_tokens, own_form(call, turn)};

@@ -69,7 +69,7 @@ __device__ __forceinline__ void send_places(const CallParams& call, const Turn& 
   const std::uint32_t index = call.cut.table_word(static_cast<unsigned>(token), lane);
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step) {
-    const int rank = around(call, call.team.rank + step);
+    const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
     protocol::put_count(word_in(call, region_to(call, turn, rank), index), turn.number,
                         rank == place.home ? place.value : kNoChoice);
@@ -82,7 +82,7 @@ __device__ inline void send_counts(const CallParams& call, const Turn& turn, uns
   const int most = static_cast<int>(call.cut.table_words) - 1;
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step) {
-    const int rank = around(call, call.team.rank + step);
+    const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
     std::byte* const region = region_to(call, turn, rank);
     const int first = call.first_expert[rank], count = call.first_expert[rank + 1] - first;
