@@ -111,10 +111,9 @@ class _Bench:
 
     # ---- low latency
 
-    def pair(self, tokens, fp8, hook, answers=None):
-        """One pair of `tokens`; the combine of `answers`, or of what the dispatch gave."""
+    def pair(self, x, ids, weights, fp8, hook, answers=None):
+        """One pair; the combine of `answers`, or of what the dispatch gave."""
         buffer = self.buffer
-        ids, x, weights = self.ids[:tokens], self.x[:tokens], self.weights[:tokens]
         rows, _, handle, _, receive = buffer.low_latency_dispatch(x, ids, MAX_TOKENS, EXPERTS, use_fp8=fp8, return_recv_hook=hook)
         if hook:
             receive()
@@ -132,17 +131,18 @@ class _Bench:
         torch = self.torch
         slab = torch.ones(EXPERTS // self.num_ranks, self.num_ranks * MAX_TOKENS, HIDDEN, dtype=torch.bfloat16, device="cuda")
         for tokens in DECODE:
+            batch = self.x[:tokens], self.ids[:tokens], self.weights[:tokens]
             for fp8 in (True, False):
                 about = {"kind": "ll", "op": "pair", "tokens": tokens, "hidden": HIDDEN, "topk": TOP_K, "experts": EXPERTS,
                          "ranks": self.num_ranks, "sms": 0, "routing": "uniform", "dtype": "fp8" if fp8 else "bf16",
                          "max_tokens": MAX_TOKENS}
                 for hook in (False, True):
-                    wrong = int((self.pair(tokens, fp8, hook) != self.x[:tokens]).sum())
+                    wrong = int((self.pair(*batch, fp8, hook) != batch[0]).sum())
                     self.align()
                     graph = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                         for _ in range(PAIRS):
-                            sums = self.pair(tokens, fp8, hook, slab)
+                            sums = self.pair(*batch, fp8, hook, slab)
                     for _ in range(rounds):
                         us, _, _ = self.timed(graph.replay)
                         wrong += int((sums != 1).sum())  # eight times an eighth
@@ -151,7 +151,7 @@ class _Bench:
                     self.align()
                     del graph, sums
                 for _ in range(rounds):
-                    us, host_us, _ = self.timed(lambda tokens=tokens, fp8=fp8: self.pair(tokens, fp8, False, slab))
+                    us, host_us, _ = self.timed(lambda batch=batch, fp8=fp8: self.pair(*batch, fp8, False, slab))
                     self.note(about | {"mode": "eager"}, us, host_us, 0)
 
 

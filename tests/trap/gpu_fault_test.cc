@@ -84,7 +84,7 @@ struct Report {
   std::atomic<bool> masked;
   int right;       ///< pairs without the masked peer
   double seconds;  ///< from the fault to the error
-  char text[400];
+  char text[1000];
 };
 
 /// Shared by the children and the test.
@@ -301,6 +301,7 @@ TEST_P(GpuMask, ADeadPeerCostsItsTokensOnly) {
   board_->last_stage = INT_MAX;
   play(limit(seconds(5)), survivor, exchange_for_ever);
   wait_for_exchanges(shared() ? 2 : 20);
+  EXPECT_EQ(board_->rank[victim()].code, -1) << board_->rank[victim()].text;
   signal_victim(SIGKILL);
   join(victim());
   int last_stage = 0;

@@ -38,10 +38,13 @@ __device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shar
   const std::uint32_t first_word =
       per_choice ? 2 : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
   const int me = call.team.rank;
+  // A block that retreats may not know which flags its peers get: it leaves them to the next refresh.
+  const bool knows = !any_lane(retreats(block));
   refresh(
       call, turn, shared.ranks, first_word,
-      [&call, &block, per_choice, me](int peer) {
+      [&call, &block, per_choice, me, knows](int peer) {
         if (per_choice) return num_chunks(call.max_tokens);
+        if (!knows) return kMaxChunks;
         return peer == me || block.form[peer] != Form::kRecords ? 0 : num_chunks(block.tokens[peer]);
       },
       blockIdx.x * threads + threadIdx.x, gridDim.x * threads);

@@ -298,7 +298,8 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   if (group < ranks || begun.records != records || most * call.pieces > blocks) {
     clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, begun);
   }
-  if (p.rows != nullptr) forget_rest(p, block, share);
+  // A block that retreats may not know who has how many: whoever serves in its place forgets.
+  if (p.rows != nullptr && !any_lane(retreats(block))) forget_rest(p, block, share);
   if (is_clerk_block()) write_counts(p, shared);
   if (all) return;
   if (!serves_alone(block)) clerk.parity = serve_others(p, shared, turn, round_threads, clerk.parity);
