@@ -259,6 +259,7 @@ static __device__ __noinline__ int serve(const CallParams& call, Shared& shared,
         for (int token = item.first; token < item.end; ++token) {
           const int from = in_records ? kind : first, to = in_records ? kind + 1 : end;
           Found found = find(clerk, from, to, token);
+          if (any_lane(retreats(block))) return clerk.parity;  // some of it may be missing
           if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) found.here = false;
           emit(clerk, found, item, token, from, to, in_records && token + 1 == item.end ? at : -1, false);
         }
@@ -292,6 +293,8 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   const Item item = first_item(call);
   // The first token, before it is known who has how many.
   const Found ahead = find(clerk, 1, end, item.first);
+  // A block that retreats has perhaps seen some choices of a token only: whoever serves in its place answers.
+  const bool leaves = any_lane(retreats(block));
   const bool here = clerk.lane.number < end - 1;
   const int home = home_at(call, here ? 1 + clerk.lane.number : 0);
   const bool in_records = here && ahead.head.form == Form::kRecords;
@@ -303,14 +306,15 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
     block.present = present | 1u << call.team.rank;  // those at home want it, if nothing else comes
   if (end == ranks) tell_home(call);
   const bool alone = end == ranks && serves_alone(block);
-  const bool one_chunk = records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
+  const bool one_chunk =
+      !leaves && records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
   bool all = false;
   if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
     // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
     all = alone && most <= blocks && !is_refresh(turn.number);
     emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, share, 1, 2, share, all);
     begun.records = records;
-  } else if (records != (1u << end) - 2) {
+  } else if (!leaves && records != (1u << end) - 2) {
     Found units = ahead;
     if (in_records) units.here = false;
     all = alone && records == 0 && most * call.pieces <= blocks;  // no refresh: there all come in records
@@ -323,7 +327,7 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
     await_heads(call, block, turn, end);
     tell_home(call);
   }
-  if (end < ranks || begun.records != records || most * call.pieces > blocks) {
+  if (!leaves && (end < ranks || begun.records != records || most * call.pieces > blocks)) {
     clerk.parity = serve(call, shared, turn, clerk.parity, share, begun);
   }
   if (!serves_alone(block) && gate_opens(block)) {
