@@ -1,7 +1,7 @@
 """What the project asks of GPU ranks, as ratios to yardsticks of the same run. METRICS.md has the formulas.
 
-A bar belongs to (ranks, GPUs) and a configuration; `goal` is where a very good implementation ends; `peer_us` the best library
-measured on GPUs of that kind, at any number of SMs.
+A bar belongs to (ranks, GPUs) and a configuration; without one a figure is reported only. `goal` is where a very good implementation
+ends; `peer_us` the best library measured on GPUs of that kind, at any number of SMs.
 """
 import collections
 
@@ -90,5 +90,6 @@ def pair(about, gpu, count):
         return Bar("steps", 1.35) if tokens in (1, 8) else None
     if ranks == 4 and count == 4:
         bars = {1: 1.0, 8: 1.05, 32: 1.10, 128: 0.96 if fp8 else 1.0}
-        return Bar("steps", bars[tokens]) if tokens in bars else None
+        peers = {1: (26.4, 27.0), 8: (28.5, 28.6), 32: (33.3, 34.0), 64: (40.1, 43.4), 128: (53.3, 62.7), 256: (81.7, 101.1)}
+        return Bar("steps", bars.get(tokens), None, peers[tokens][0 if fp8 else 1]) if tokens in peers else None
     return Bar("us", 52) if ranks == 8 and count == 8 and tokens == 128 and fp8 else None

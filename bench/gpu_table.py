@@ -10,6 +10,7 @@ import pathlib
 import re
 import sys
 
+import gpu_bars
 from records import RESULTS, ROOT
 
 README = ROOT / "README.md"
@@ -64,8 +65,11 @@ def pick(records, **fields):
 
 
 def peer(record):
-    bar = (record or {}).get("bar") or {}
-    return number(bar["peer_us"]) if bar.get("peer_us") else "-"
+    """Of the best peer; today's knowledge, which may be more than the record's."""
+    if record is None:
+        return "-"
+    bar = (gpu_bars.high_throughput if record["kind"] == "ht" else gpu_bars.pair)(record, record["gpu"], record["count"])
+    return number(bar.peer_us) if bar is not None and bar.peer_us else "-"
 
 
 def table(groups, rows, corner=""):
@@ -74,37 +78,52 @@ def table(groups, rows, corner=""):
     return lines + ["| " + title + " | " + " | ".join(cells) + " |" for title, cells in rows]
 
 
+HIGH_TITLE = (f"Whole operations of the C++ API, {TOKENS} tokens per rank, hidden {HIDDEN}, top-{TOPK} of {EXPERTS}, uniform routing, "
+              f"{SMS} SMs: us of the slowest rank, median; in brackets, over the same traffic without any protocol, by at most as many SMs "
+              "in the same run. Beside it: the best of DeepEP V1 and V2 at any number of SMs, measured on GPUs of that kind, not in this "
+              "run.")
+DECODE_TITLE = ("Decode, dispatch + combine in a replayed graph, us per pair, FP8 / BF16 dispatch; in brackets, over two steps that push as "
+                "many rows and do nothing else. Beside it: DeepEP, FP8.")
+
+
+def high_lines(names, mine, shown):
+    found = [[pick(of, kind="ht", tokens=TOKENS, sms=SMS, op=op, dtype=dtype, memory=memory) for of in mine]
+             for op, dtype, memory, _ in HIGH]
+    shown += [record for row in found for record in row if record]
+    rows = [(title, [text for record in row for text in (cell(record, "pattern_us"), peer(record))])
+            for (_, _, _, title), row in zip(HIGH, found) if any(row)]
+    return table(names, rows) + [""] if rows else []
+
+
+def decode_lines(names, mine, shown):
+    rows = []
+    for tokens in PAIR_TOKENS:
+        both = [[pick(of, kind="ll", op="pair", mode="graph", tokens=tokens, dtype=dtype) for dtype in ("fp8", "bf16")] for of in mine]
+        found = [record for pair in both for record in pair if record]
+        shown += found
+        if found:
+            rows.append((f"{tokens}", [text for pair in both
+                                       for text in (" / ".join(cell(one, "steps_us") for one in pair), peer(pair[0]))]))
+    return table(names, rows, "tokens per rank") + [""] if rows else []
+
+
 def text_of(records):
+    """A table of each kind for every number of ranks and GPUs; in it a column for every kind of GPU."""
     if not records:
         return "Not measured yet."
-    worlds = sorted({(record["gpu"], record["count"], record["ranks"]) for record in records}, key=lambda one: (one[1], one[2], one[0]))
-    mine = [[record for record in records if (record["gpu"], record["count"], record["ranks"]) == world] for world in worlds]
-    names = []
-    for (gpu, count, ranks), of in zip(worlds, mine):
-        names += [f"{ranks} ranks on {count} x {gpu.removeprefix('NVIDIA ')}, {max(record['date'] for record in of)}", "DeepEP there"]
-    high = [[pick(of, kind="ht", tokens=TOKENS, sms=SMS, op=op, dtype=dtype, memory=memory) for of in mine]
-            for op, dtype, memory, _ in HIGH]
-    lines = []
-    if any(record for row in high for record in row):
-        lines += [f"Whole operations of the C++ API, {TOKENS} tokens per rank, hidden {HIDDEN}, top-{TOPK} of {EXPERTS}, uniform routing, {SMS} SMs: "
-                  "us of the slowest rank, median; in brackets, over the same traffic without any protocol, by at most as many SMs in "
-                  "the same run. Beside it: the best of DeepEP V1 and V2 at any number of SMs, measured on GPUs of that kind, not in this run.", ""]
-        rows = [(title, [text for record in row for text in (cell(record, "pattern_us"), peer(record))])
-                for (_, _, _, title), row in zip(HIGH, high)]
-        lines += table(names, rows) + [""]
-
-    def pair(of, tokens, dtype):
-        return pick(of, kind="ll", op="pair", mode="graph", tokens=tokens, dtype=dtype)
-
-    decode = [[[pair(of, tokens, dtype) for dtype in ("fp8", "bf16")] for of in mine] for tokens in PAIR_TOKENS]
-    pairs = [(f"{tokens}", [text for both in row for text in (" / ".join(cell(one, "steps_us") for one in both), peer(both[0]))])
-             for tokens, row in zip(PAIR_TOKENS, decode)]
-    pairs = [(title, cells) for title, cells in pairs if any(re.search(r"\d", text) for text in cells)]
-    if pairs:
-        lines += ["Decode, dispatch + combine in a replayed graph, us per pair, FP8 / BF16 dispatch; in brackets, over two steps that push as "
-                  "many rows and do nothing else. Beside it: DeepEP, FP8.", ""]
-        lines += table(names, pairs, "tokens per rank") + [""]
-    shown = [one for row in high for one in row if one] + [one for row in decode for both in row for one in both if one]
+    lines, shown = [], []
+    for title, lines_of in ((HIGH_TITLE, high_lines), (DECODE_TITLE, decode_lines)):
+        tables = []
+        for count, ranks in sorted({(record["count"], record["ranks"]) for record in records}):
+            gpus = sorted({record["gpu"] for record in records if (record["count"], record["ranks"]) == (count, ranks)})
+            mine = [[record for record in records if (record["gpu"], record["count"], record["ranks"]) == (gpu, count, ranks)]
+                    for gpu in gpus]
+            names = []
+            for gpu, of in zip(gpus, mine):
+                names += [f"{ranks} ranks on {count} x {gpu.removeprefix('NVIDIA ')}, {max(record['date'] for record in of)}",
+                          "DeepEP there"]
+            tables += lines_of(names, mine, shown)
+        lines += [title, "", *tables] if tables else []
     runs = sorted({(record["date"], record["commit"][:10] + ("+dirty" if record["commit"].endswith("+dirty") else ""),
                     f"driver {record['driver']}", f"CUDA {record['cuda']}", command_of(record)) for record in shown})
     lines += ["Measured: " + "; ".join(f"{date}, {commit}, {driver}, {cuda}, `{command}`" for date, commit, driver, cuda, command in runs)
