@@ -20,7 +20,6 @@ namespace anyep::cuda::low_latency {
 /// Elements that one warp handles at a time: a row's unit in every form. Combine does more with each, and has smaller ones.
 inline constexpr int kStripElements = 512, kSumElements = 256;
 inline constexpr int kMaxHidden = 16384;
-inline constexpr int kMaxStrips = kMaxHidden / kStripElements;
 inline constexpr int kMaxTopK = 32;
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kMaxTokens = 4096;  ///< per rank

@@ -9,7 +9,8 @@
 //   moves   where the experts' rank adds: homes ask {local expert, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
-//   syncs   heads and asks as words (G); answers G or G', records by a flag per chunk of tokens (A, B)
+//   syncs   heads and asks as words (G); answers G or G', records by a flag per chunk of tokens (A, B); per choice, chunks without
+//           rows have none: a home knows from its own choices which ranks have some
 //   needs   the same shape, wire format, hook and arithmetic on every rank (the marks' code)
 #include "cuda/kernels/low_latency_combine.h"
 
@@ -64,7 +65,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
     enter(call, block);
     turn = find_turn(call);
   } else {
-    // What there is before anybody asks: of the next rank's token whose turn it is in this block, and of the own one.
+    // What there is before anybody asks: of the first home's token whose turn it is in this block, and of the own one.
     const int me = call.team.rank, index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens;
     const Item item = first_item(call), own = item_of(call, call.own_form == Form::kRecords, tokens, index);
     const int strip = item.first_strip + role.warp, own_strip = own.first_strip + role.warp;
