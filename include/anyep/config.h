@@ -45,7 +45,7 @@ struct Shape {
 struct ANYEP_API Tuning {
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< per op; ANYEP_TIMEOUT_S
   std::chrono::nanoseconds startup_timeout =
-      std::chrono::seconds(600);                                     ///< create and first op, not captured; ANYEP_STARTUP_TIMEOUT_S
+      std::chrono::seconds(600);  ///< create and first op, not captured; ANYEP_STARTUP_TIMEOUT_S
   std::chrono::nanoseconds close_timeout = std::chrono::seconds(5);  ///< ANYEP_CLOSE_TIMEOUT_S
   double time_scale = 1.0;     ///< multiplies every limit, for sanitizers; ANYEP_TIME_SCALE
   bool checked = false;        ///< digests, id checks, poison and red zones on every op; ANYEP_CHECK

@@ -13,9 +13,9 @@
 #include <thread>
 #include <vector>
 
+#include "../support/stream_graph.h"
 #include "company_kernels.h"
 #include "protocol/platform.h"
-#include "../support/stream_graph.h"
 
 namespace anyep::test {
 

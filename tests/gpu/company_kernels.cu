@@ -3,8 +3,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "protocol/platform.h"
 #include "../support/stream_graph.h"
+#include "protocol/platform.h"
 
 namespace anyep::test {
 namespace {

@@ -9,8 +9,8 @@
 #include "exchange_draw.h"
 #include "exchange_kernels.h"
 #include "reference/high_throughput.h"
-#include "support/stream_graph.h"
 #include "support/mirror.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "support/stream_graph.h"
 #include "support/gpu_rank.h"
 #include "support/mirror.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

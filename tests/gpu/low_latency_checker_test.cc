@@ -12,8 +12,8 @@
 #include "low_latency_draw.h"
 #include "low_latency_pair_kernels.h"
 #include "reference/low_latency.h"
-#include "support/stream_graph.h"
 #include "support/mirror.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "protocol/platform.h"
 #include "../support/stream_graph.h"
+#include "protocol/platform.h"
 
 namespace anyep::test {
 namespace {

@@ -19,8 +19,8 @@
 #include "low_latency_draw.h"
 #include "low_latency_rank.h"
 #include "protocol/word.h"
-#include "support/stream_graph.h"
 #include "support/mirror.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

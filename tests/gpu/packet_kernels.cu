@@ -1,8 +1,8 @@
 #include "packet_kernels.h"
 
+#include "../support/stream_graph.h"
 #include "cuda/device/ptx.cuh"
 #include "protocol/platform.h"
-#include "../support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

@@ -19,8 +19,8 @@
 #include "exchange_draw.h"
 #include "exchange_kernels.h"
 #include "replay.h"
-#include "support/stream_graph.h"
 #include "support/mirror.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "packet_kernels.h"
-#include "support/stream_graph.h"
 #include "support/mirror.h"
+#include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {
