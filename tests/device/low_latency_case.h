@@ -408,11 +408,11 @@ class Test {
     return false;
   }
 
-  /// One pair, either half by half or at once.
-  bool one_pair(const Pair& pair) {
+  /// One pair, either half by half or at once. `late`: percent more that a rank is late.
+  bool one_pair(const Pair& pair, int late = 0) {
     Run run;
     prepare(run, pair, 0);
-    maybe_late(30);
+    maybe_late(30 + late);
     const auto all = [&](auto&& op) {
       for (int r = 0; r < world_.num_ranks(); ++r) op(r);
     };
@@ -423,7 +423,7 @@ class Test {
     } else {
       all([&](int r) { dispatch(run, r, ll::kSend | ll::kReceive); });
     }
-    maybe_late(20);
+    maybe_late(20 + late);
     if (pair.combine.hook) {
       all([&](int r) { combine(run, r, ll::kSend); });
       maybe_late(20);
