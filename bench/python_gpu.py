@@ -2,7 +2,7 @@
 """Whole operations of `deep_ep` on GPU ranks, from Python, beside the best peer on the same cards; recorded in bench/results/.
 
     PYTHONPATH=BUILD/python python bench/python_gpu.py [--ranks N] [--sms N] [--starts N] [--rounds N] [--quick]
-                                                       [--results FOLDER] [--commit HASH] [--command TEXT]
+                                                       [--results FOLDER] [--commit HASH]
 
 ./dev bench deep_ep runs it. One process per rank, tensors of torch, one GPU each. High throughput at 4096 tokens, hidden 7168,
 top-8 of 256: calls back to back, each from an event before it to an event behind it. Decode pairs at 1, 8, 32 and 128 tokens: 20 in
@@ -13,7 +13,6 @@ import argparse
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import gpu_bars  # noqa: E402
 import ranks  # noqa: E402
-from records import RESULTS, Figure, base_record, median, print_end, revision, rounded, spread, verdict, write  # noqa: E402
+from records import RESULTS, Figure, base_record, gpus, median, print_end, revision, rounded, spread, verdict, write  # noqa: E402
 
 TOKENS, HIDDEN, TOP_K, EXPERTS = 4096, 7168, 8, 256
 DECODE, MAX_TOKENS, PAIRS = (1, 8, 32, 128), 128, 20
@@ -38,7 +37,7 @@ class _Bench:
         import torch
 
         self.torch, self.rank, self.num_ranks, self.lines = torch, rank, num_ranks, {}
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+        torch.cuda.set_device(rank)
         import torch.distributed as dist
         hint = deep_ep.Buffer.get_low_latency_rdma_size_hint(MAX_TOKENS, HIDDEN, num_ranks, EXPERTS)
         deep_ep.Buffer.set_num_sms(sms)
@@ -49,8 +48,8 @@ class _Bench:
         powers = torch.randint(0, 4, (TOKENS, HIDDEN), generator=generator)
         self.x = (2.0 ** powers).to(torch.bfloat16).cuda()
         self.weights = torch.full((TOKENS, TOP_K), 1 / TOP_K, device="cuda")
-        self.hosts = torch.zeros(TOKENS, num_ranks, device="cuda")
-        self.hosts.scatter_(1, self.ids // (EXPERTS // num_ranks), 1.0)
+        hosts = torch.zeros(TOKENS, num_ranks, device="cuda").scatter_(1, self.ids // (EXPERTS // num_ranks), 1.0)
+        self.sums = self.x.float() * hosts.sum(dim=1, keepdim=True)  # of rows that come back as they went
         self.x8 = self.x.to(torch.float8_e4m3fn), torch.ones(TOKENS, HIDDEN // 128, device="cuda")
 
     def align(self):
@@ -86,28 +85,24 @@ class _Bench:
         return self.buffer.dispatch(x, num_tokens_per_rank=counts, is_token_in_rank=in_rank, num_tokens_per_expert=pairs,
                                     topk_idx=self.ids, topk_weights=self.weights)
 
-    def wrong_sums(self, rows, handle):
-        """Elements of a combine of rows as they came that are not x times the number of ranks that host the token."""
-        sums, _, _ = self.buffer.combine(rows, handle)
-        wanted = self.x.float() * self.hosts.sum(dim=1, keepdim=True)
-        return int((sums.float() != wanted).sum())
+    def wrong(self, got, handle):
+        """Elements that are wrong when received rows are combined as they came."""
+        rows = got[0] if isinstance(got[0], self.torch.Tensor) else got[0][0].to(self.torch.bfloat16)
+        return int((self.buffer.combine(rows, handle)[0].float() != self.sums).sum())
 
     def high_throughput(self):
         about = {"kind": "ht", "tokens": TOKENS, "hidden": HIDDEN, "topk": TOP_K, "experts": EXPERTS, "ranks": self.num_ranks,
                  "sms": self.sms, "routing": "uniform", "memory": "window"}
         for dtype, x in (("bf16", self.x), ("fp8", self.x8)):
-            us, _, (rows, _, _, _, handle, _) = self.timed(lambda x=x: self.fresh(x))
-            wrong = self.wrong_sums(rows if dtype == "bf16" else rows[0].to(self.torch.bfloat16), handle)
-            self.note(about | {"op": "dispatch", "dtype": dtype}, us, [], wrong)
-            us, host_us, (rows, *_) = self.timed(lambda x=x, handle=handle: self.buffer.dispatch(x, handle=handle))
-            wrong = self.wrong_sums(rows if dtype == "bf16" else rows[0].to(self.torch.bfloat16), handle)
-            self.note(about | {"op": "dispatch_cached", "dtype": dtype}, us, host_us, wrong)
-            if dtype != "bf16":
-                continue
-            for memory, answers in (("window", rows), ("caller", rows.clone())):
-                us, host_us, (sums, *_) = self.timed(lambda rows=answers, handle=handle: self.buffer.combine(rows, handle))
-                wrong = int((sums.float() != self.x.float() * self.hosts.sum(dim=1, keepdim=True)).sum())
-                self.note(about | {"op": "combine", "dtype": "bf16", "memory": memory}, us, host_us, wrong)
+            us, _, got = self.timed(lambda x=x: self.fresh(x))
+            handle = got[4]
+            self.note(about | {"op": "dispatch", "dtype": dtype}, us, [], self.wrong(got, handle))
+            us, host_us, got = self.timed(lambda x=x, handle=handle: self.buffer.dispatch(x, handle=handle))
+            self.note(about | {"op": "dispatch_cached", "dtype": dtype}, us, host_us, self.wrong(got, handle))
+            for memory, rows in (("window", got[0]), ("caller", got[0].clone())) if dtype == "bf16" else ():
+                us, host_us, (sums, *_) = self.timed(lambda rows=rows, handle=handle: self.buffer.combine(rows, handle))
+                self.note(about | {"op": "combine", "dtype": "bf16", "memory": memory}, us, host_us,
+                          int((sums.float() != self.sums).sum()))
 
     # ---- low latency
 
@@ -151,8 +146,8 @@ class _Bench:
                     self.align()
                     del graph, sums
                 for _ in range(rounds):
-                    us, host_us, _ = self.timed(lambda batch=batch, fp8=fp8: self.pair(*batch, fp8, False, slab))
-                    self.note(about | {"mode": "eager"}, us, host_us, 0)
+                    us, host_us, sums = self.timed(lambda batch=batch, fp8=fp8: self.pair(*batch, fp8, False, slab))
+                    self.note(about | {"mode": "eager"}, us, host_us, int((sums != 1).sum()))
 
 
 def start(rank, num_ranks, sms, rounds, path):
@@ -202,16 +197,14 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one short start, nothing recorded: does it run?")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--commit", help="what was measured, where git cannot be asked")
-    parser.add_argument("--command", default="./dev bench deep_ep")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.starts, arguments.rounds = 1, 1
 
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpus = [line.split(", ") for line in subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()]
-    num_ranks = arguments.ranks or len(gpus)
-    if num_ranks > len(gpus):
-        sys.exit(f"--ranks {num_ranks}: this machine has {len(gpus)} GPUs, and each rank needs its own")
+    names, driver = gpus()
+    num_ranks = arguments.ranks or len(names)
+    if num_ranks > len(names):
+        parser.error(f"--ranks {num_ranks}: this machine has {len(names)} GPUs, and each rank needs its own")
     import torch
 
     figures = {}
@@ -226,9 +219,8 @@ def main():
         print(f"start {number + 1}/{arguments.starts}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
     commit = arguments.commit or revision()
-    machine = base_record({"cpu": "", "cores": num_ranks, "kernel": gpus[0][1]}, commit) | {
-        "gpu": gpus[0][0], "cuda": torch.version.cuda}
-    command = re.sub(r" --(results|commit|command) \S+", "", arguments.command).strip()
+    machine = base_record({"cpu": "", "cores": num_ranks, "kernel": driver}, commit) | {"gpu": names[0], "cuda": torch.version.cuda}
+    command = re.sub(r" --(results|commit) \S+", "", " ".join(["./dev bench deep_ep", *sys.argv[1:]]))
     records = [record_of(figure, machine, command) for figure in figures.values()]
     form = "{:<16} {:<5} {:<8} {:>6} {:>8} {:>8} {:>7} {:>8}"
     print(form.format("op", "dtype", "memory", "tokens", "us", "p99", "peer", "host us"))

@@ -10,8 +10,10 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import statistics
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -96,6 +98,17 @@ def this_machine():
                 model = line.split(":", 1)[1].strip()
                 break
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "kernel": f"{platform.system()} {platform.release()}"}
+
+
+def gpus():
+    """Names of this machine's GPUs, and the driver's version. Ends the program with status 2 where there are none."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which("nvidia-smi") else None
+    if done is None or done.returncode != 0 or not done.stdout.strip():
+        print("needs GPUs: nvidia-smi finds none", file=sys.stderr)
+        sys.exit(2)
+    lines = [line.split(", ") for line in done.stdout.strip().splitlines()]
+    return [name for name, _ in lines], lines[0][1]
 
 
 def base_record(about, commit):

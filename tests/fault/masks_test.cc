@@ -197,7 +197,8 @@ int rounds_until_unmasked(Engine& engine, Task& task, std::barrier<>& both, std:
 }
 
 // Rank 1's question is about to be sent while the agreement about rank 0's is made: it must not arrive behind it, as a new
-// question, which would take that agreement back on one side.
+// question, which would take that agreement back on one side. The order is made by fault points, which builds for tests alone
+// have.
 TEST(MasksTest, AQuestionIsNotOvertakenByTheWordsAboutThePeers) {
   if (!core::kFaultPoints) GTEST_SKIP() << "this build has no fault points";
   const LocalGroup group(2);
@@ -224,6 +225,7 @@ TEST(MasksTest, AQuestionIsNotOvertakenByTheWordsAboutThePeers) {
 }
 
 // Who masks again closes what it has asked, and what it was asked: other questions are answered all the same.
+// The order is made by fault points, which builds for tests alone have.
 TEST(MasksTest, AQuestionThatWasTakenBackStandsInNobodysWay) {
   if (!core::kFaultPoints) GTEST_SKIP() << "this build has no fault points";
   const LocalGroup group(2);

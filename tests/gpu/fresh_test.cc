@@ -9,30 +9,16 @@
 #include <utility>
 #include <vector>
 
-#include "support/gpu_rank.h"
-#include "support/mirror.h"
+#include "gpu_ranks.h"
 #include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {
 
-constexpr auto kLimit = std::chrono::seconds(20);
 constexpr std::uint16_t kUntouched = 0xABAB;
 
-class GpuFresh : public testing::TestWithParam<int> {
+class GpuFresh : public GpuRanks {
  protected:
-  void SetUp() override {
-    if (num_gpus() == 0) GTEST_SKIP() << "no GPU";
-  }
-  template <class Body>
-  static void with_ranks(int ranks, const Body& body) {
-    const LocalGroup group(ranks);
-    LocalGroup::run_threads(ranks, [&](int rank) {
-      const auto bootstrap = group.member(rank);
-      GpuRank me(*bootstrap, kLimit, num_gpus());
-      body(me, rank);
-    });
-  }
   static Shape rows_shape() {
     Shape shape;
     shape.hidden = GpuRank::kHidden;
@@ -53,7 +39,7 @@ class GpuFresh : public testing::TestWithParam<int> {
 
 // Some ranks in one call and some in two, call after call, without a wait for the end in between.
 TEST_P(GpuFresh, RanksDifferInTheirCalls) {
-  with_ranks(GetParam(), [](GpuRank& me, int rank) {
+  with_ranks([](GpuRank& me, int rank) {
     for (int call = 0; call < 60; ++call) {
       if ((call + rank) % 3 == 0) {
         me.launch();
@@ -70,7 +56,7 @@ TEST_P(GpuFresh, RanksDifferInTheirCalls) {
 
 // The room that was not needed is there for others as soon as the call returns: the next call's rows lie right behind.
 TEST_P(GpuFresh, UnusedRoomComesBackAtOnce) {
-  with_ranks(GetParam(), [](GpuRank& me, int) {
+  with_ranks([](GpuRank& me, int) {
     const Fresh one = me.dispatch_fresh(), next = me.dispatch_fresh();
     const TensorView x = one.rows.view().x, behind = next.rows.view().x;
     EXPECT_EQ(x.shape[0], one.handle.num_rows());
@@ -85,7 +71,7 @@ TEST_P(GpuFresh, UnusedRoomComesBackAtOnce) {
 // Rows that the caller means to be enough, and that are not: the surplus is dropped, nothing is written behind them, and the
 // event says so.
 TEST_P(GpuFresh, ASurplusIsDroppedAndNamed) {
-  with_ranks(GetParam(), [](GpuRank& me, int) {
+  with_ranks([](GpuRank& me, int) {
     const OwnedRows rows = me.engine().make_rows(GpuRank::kTokens, rows_shape());
     const TensorView whole = rows.view().x;
     fill(me, whole);
@@ -110,7 +96,7 @@ TEST_P(GpuFresh, ASurplusIsDroppedAndNamed) {
 
 // A guess that was too small moves nothing; a dispatch with room does its work, and it was one call to the peers.
 TEST_P(GpuFresh, TooLittleRoomMovesNothing) {
-  with_ranks(GetParam(), [](GpuRank& me, int rank) {
+  with_ranks([](GpuRank& me, int rank) {
     for (int call = 0; call < 6; ++call) {
       const OwnedRows rows = me.engine().make_rows(10, rows_shape());
       fill(me, rows.view().x);
@@ -132,7 +118,7 @@ TEST_P(GpuFresh, TooLittleRoomMovesNothing) {
 }
 
 TEST_P(GpuFresh, ACaptureCannotWaitForNumbers) {
-  with_ranks(GetParam(), [](GpuRank& me, int) {
+  with_ranks([](GpuRank& me, int) {
     me.take_worst_case_rows();
     Rows out;
     out.x = me.worst_case_rows().view().x;
@@ -152,10 +138,11 @@ TEST_P(GpuFresh, ACaptureCannotWaitForNumbers) {
   });
 }
 
+using GpuFreshOfPeers = GpuRanks;
+
 // A rank that refuses its route is named at once by peers whose dispatch is behind theirs already.
-TEST_P(GpuFresh, ARefusedRouteIsNamedAtOnce) {
-  if (GetParam() < 2) GTEST_SKIP() << "needs a peer";
-  with_ranks(GetParam(), [](GpuRank& me, int rank) {
+TEST_P(GpuFreshOfPeers, ARefusedRouteIsNamedAtOnce) {
+  with_ranks([](GpuRank& me, int rank) {
     if (rank == 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the others are waiting
       me.engine().refuse(Op::kRoute, "the test says so");
@@ -177,6 +164,7 @@ TEST_P(GpuFresh, ARefusedRouteIsNamedAtOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, GpuFresh, testing::Values(1, 2, 4), testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(Ranks, GpuFreshOfPeers, testing::Values(2, 4), testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace anyep::test

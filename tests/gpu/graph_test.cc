@@ -5,26 +5,17 @@
 #include <string>
 #include <vector>
 
-#include "support/gpu_rank.h"
-#include "support/mirror.h"
+#include "gpu_ranks.h"
 #include "support/stream_graph.h"
 
 namespace anyep::test {
 namespace {
 
-constexpr auto kLimit = std::chrono::seconds(20);
-
-class GpuGraph : public testing::TestWithParam<int> {
+class GpuGraph : public GpuRanks {
  protected:
-  void SetUp() override {
-    if (num_gpus() == 0) GTEST_SKIP() << "no GPU";
-  }
   template <class Body>
-  static void with_ranks(int ranks, const Body& body) {
-    const LocalGroup group(ranks);
-    LocalGroup::run_threads(ranks, [&](int rank) {
-      const auto bootstrap = group.member(rank);
-      GpuRank me(*bootstrap, kLimit, num_gpus());
+  static void with_ranks(const Body& body) {
+    GpuRanks::with_ranks([&](GpuRank& me, int) {
       body(me);
       must(cudaStreamSynchronize(me.stream()));
       me.engine().close();
@@ -33,7 +24,7 @@ class GpuGraph : public testing::TestWithParam<int> {
 };
 
 TEST_P(GpuGraph, ReplaysFollowTheirInputs) {
-  with_ranks(GetParam(), [](GpuRank& me) {
+  with_ranks([](GpuRank& me) {
     EXPECT_EQ(me.exchange(), "");
     me.take_worst_case_rows();
     const StreamGraph graph(me.stream(), [&] { me.launch_without_host(); });
@@ -48,7 +39,7 @@ TEST_P(GpuGraph, ReplaysFollowTheirInputs) {
 }
 
 TEST_P(GpuGraph, SeveralGraphsAndEagerCallsTakeTurns) {
-  with_ranks(GetParam(), [](GpuRank& me) {
+  with_ranks([](GpuRank& me) {
     me.take_worst_case_rows();
     const auto body = [&] { me.launch_without_host(); };
     const StreamGraph one(me.stream(), body), two(me.stream(), body);
@@ -67,7 +58,7 @@ TEST_P(GpuGraph, SeveralGraphsAndEagerCallsTakeTurns) {
 
 // Captured as one; eager ones, launched early where a rank has its GPU alone, take turns with the replays.
 TEST_P(GpuGraph, RouteAndDispatchAsOne) {
-  with_ranks(GetParam(), [](GpuRank& me) {
+  with_ranks([](GpuRank& me) {
     me.take_worst_case_rows();
     const StreamGraph graph(me.stream(), [&] { me.launch_without_host(GpuRank::Together::kYes); });
     const StreamGraph apart(me.stream(), [&] { me.launch_without_host(); });

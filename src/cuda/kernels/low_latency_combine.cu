@@ -93,7 +93,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
     load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
   }
   if (sends) {
-    ptx::barrier_arrive(kTurnBarrier, role.all_threads(call));
+    ptx::barrier_arrive(kTurnBarrier, all_threads());
     if constexpr (kPerChoice) {
       ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // it is known where to
       send_choices<kTravel == Travel::kLogFmt>(p, shared, role, turn);
@@ -138,7 +138,7 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
   } else {
     turn = find_turn(call);
   }
-  ptx::barrier_sync(kTurnBarrier, role.all_threads(call));
+  ptx::barrier_sync(kTurnBarrier, all_threads());
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
   if (is_clerk_block()) release_marks(call, turn, ranks);
@@ -170,7 +170,7 @@ __device__ __forceinline__ void keep_books(const CallParams& call, Shared& share
   if (asks && item.first_strip == 0) send_ask(call, turn, ranks, at, first.read(call));
   if (sends) {
     if (lane_index() == 0) shared.ranks = ranks;
-    ptx::barrier_arrive(kTurnBarrier, role.all_threads(call));
+    ptx::barrier_arrive(kTurnBarrier, all_threads());
     if constexpr (kTravel != Travel::kAnswers) {
       ptx::barrier_sync(kRoundBarrier, role.answer_threads());
     } else {

@@ -32,9 +32,6 @@ struct Role {
     for (warp = answers ? index : index - answerers; answers && warp >= warps; warp -= warps) ++group;
     steps = steps_of(call, group);
   }
-  __device__ int all_threads(const CallParams& call) const {
-    return (answerers + (call.split ? warps : 0) + kServiceWarps) * kLanes;
-  }
   /// Those that answer, and clerk or comm.
   __device__ int answer_threads() const { return (answerers + 1) * kLanes; }
   __device__ int home_threads() const { return warps * kLanes; }

@@ -29,7 +29,7 @@ __device__ __forceinline__ void communicate(const CallParams& call, Block& block
   unsigned ranks;
   const Turn turn = start(call, block, Signs(call, block), ranks);
   if (is_clerk_block()) send_heads(call, turn, ranks);
-  ptx::barrier_sync(kTurnBarrier, role.all_threads());
+  ptx::barrier_sync(kTurnBarrier, all_threads());
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
   release_chunks(call, turn, ranks, role);

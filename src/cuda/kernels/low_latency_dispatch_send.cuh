@@ -66,7 +66,6 @@ struct Role {
     for (; receives && warp >= warps; warp -= warps) ++group;
     steps = sends ? 1u : steps_of(call, group);
   }
-  __device__ int all_threads() const { return (warps + receivers + kServiceWarps) * kLanes; }
   /// Senders, receivers and clerk.
   __device__ int round_threads() const { return (warps + receivers + 1) * kLanes; }
   /// Receivers and clerk.
@@ -222,12 +221,12 @@ __device__ __forceinline__ OwnStrip<kFp8> send_rows(const DispatchParams& p, Blo
   unsigned ranks;
   turn = start(call, block, signs, ranks);
   if (is_refresh(turn.number)) [[unlikely]] {  // whole rows, whatever the batch
-    ptx::barrier_arrive(kTurnBarrier, role.all_threads());
+    ptx::barrier_arrive(kTurnBarrier, all_threads());
     send_more_rows<kFp8>(p, role, turn, ranks, 0);
     return own;
   }
   if (has_strip) put_strip<kFp8>(call, turn, call.own_form, hosts & ranks, at, own.strip, own.row);
-  ptx::barrier_arrive(kTurnBarrier, role.all_threads());
+  ptx::barrier_arrive(kTurnBarrier, all_threads());
   if (more) {
     send_more_rows<kFp8>(p, role, turn, ranks, has_strip ? 1 : 0);
   } else if (in_records && any) {
@@ -306,7 +305,7 @@ __device__ __forceinline__ Turn send_tables(const CallParams& call, Shared& shar
     ptx::barrier_sync(kTeamBarrier, role.team_threads());
   }
   if (role.receives) turn = counts_all ? start(call, block, Signs(call, block), ranks) : find_turn(call);
-  ptx::barrier_arrive(kTurnBarrier, role.all_threads());
+  ptx::barrier_arrive(kTurnBarrier, all_threads());
   knows = any && (in_records || !is_refresh(turn.number));
   if (role.clerk && knows) {
     ahead = take_place(call, shared.histogram, shared.owner, checked_id(call, id));

@@ -67,6 +67,11 @@ __device__ __forceinline__ int tokens_of(std::uint64_t head) {
   return static_cast<int>(head & ((1u << kTokenBits) - 1));
 }
 
+/// Of a barrier that all warps of the block come to.
+__device__ __forceinline__ int all_threads() {
+  return static_cast<int>(blockDim.x);
+}
+
 /// A value that warps of a block look at without a barrier.
 __device__ __forceinline__ int look_at(const int& shared) {
   return *static_cast<const volatile int*>(&shared);
