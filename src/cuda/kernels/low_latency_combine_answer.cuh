@@ -39,13 +39,12 @@ struct Role {
 
 /// What the clerk tells those that answer.
 struct Round {
-  int token;
-  Item item;                  ///< strips
-  int first_step, num_steps;  ///< homes, in steps from this rank
-  int chunk;                  ///< of records whose flag follows; -1 = none
-  bool last;                  ///< no more to answer
-  unsigned asks;              ///< lanes of `asked` that a home has filled: choices of the first step, of the next, ...
-  Form form[kMaxRanks];       ///< in which each step's answers go home
+  Span span;             ///< of homes
+  Item item;             ///< strips
+  int chunk;             ///< of records whose flag follows; -1 = none
+  bool last;             ///< no more to answer
+  unsigned asks;         ///< lanes of `asked` that a home has filled, as the span has them
+  Form form[kMaxRanks];  ///< in which each step's answers go home; of a span of tokens the first
   Asked asked[kLanes];
 };
 
@@ -160,14 +159,14 @@ struct Found {
   Head head;  ///< of the home
 };
 
-/// What the homes at steps [first, end) ask about `token`, and those homes' heads. All lanes.
-__device__ __forceinline__ Found find(const Clerk& clerk, int first, int end, int token) {
+/// What homes ask about a span, and their heads. All lanes.
+__device__ __forceinline__ Found find(const Clerk& clerk, const Span& span) {
   const CallParams& call = clerk.call;
   const Turn& turn = clerk.turn;
   Block& block = clerk.shared.block;
-  const int step = first + clerk.lane.number;
-  const bool mine = clerk.lane.number < call.tokens_per_warp && step < end;
-  const int home = home_at(call, mine ? step : 0);
+  const bool mine = clerk.lane.number < min(call.tokens_per_warp, span.count);
+  const int home = home_at(call, mine ? span.step_of(clerk.lane.number) : 0);
+  const int token = span.token_of(clerk.lane.number);
   Found found;
   if (mine) {
     std::uint64_t seen = 0, expert = 0, weight = 0;
@@ -195,23 +194,23 @@ __device__ __forceinline__ Found find(const Clerk& clerk, int first, int end, in
   return found;
 }
 
-/// Tells those that answer what the homes at steps [first, end) ask about a token, lanes as find() has them.
-__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, int token, int first, int end,
-                                     int chunk, bool last) {
+/// Tells those that answer what homes ask about a span, lanes as find() has them.
+__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, const Span& span, int chunk,
+                                     bool last) {
   Round& round = clerk.shared.round[clerk.parity];
   clerk.parity ^= 1;
-  const unsigned asks = __ballot_sync(kAllLanes, found.here && clerk.lane.number < end - first);
+  const unsigned asks = __ballot_sync(kAllLanes, found.here && clerk.lane.number < span.count);
   round.asked[lane_index()] = found.asked;
   if (lane_index() == 0) {
-    round.token = token;
+    round.span = span;
     round.item = item;
-    round.first_step = first;
-    round.num_steps = end - first;
     round.chunk = chunk;
     round.last = last;
     round.asks = asks;
   }
-  if (clerk.lane.choice == 0 && clerk.lane.number < end - first) round.form[clerk.lane.number] = found.head.form;
+  if (clerk.lane.choice == 0 && clerk.lane.number < (span.of_tokens ? 1 : span.count)) {
+    round.form[clerk.lane.number] = found.head.form;
+  }
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }
 
@@ -253,12 +252,13 @@ static __device__ __noinline__ int serve(const CallParams& call, Shared& shared,
       for (int at = share + (done ? blocks : 0); at < num_items(call, in_records, tokens); at += blocks) {
         const Item item = item_of(call, in_records, tokens, at);
 #pragma unroll 1
-        for (int token = item.first; token < item.end; ++token) {
-          const int from = in_records ? kind : first, to = in_records ? kind + 1 : end;
-          Found found = find(clerk, from, to, token);
+        for (int token = item.first; token < item.end; token += in_records ? call.tokens_per_warp : 1) {
+          const int token_end = min(token + call.tokens_per_warp, item.end);
+          const Span span = in_records ? Span::tokens(kind, token, token_end) : Span::steps(first, end, token);
+          Found found = find(clerk, span);
           if (any_lane(retreats(block))) return clerk.parity;  // some of it may be missing
           if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) found.here = false;
-          emit(clerk, found, item, token, from, to, in_records && token + 1 == item.end ? at : -1, false);
+          emit(clerk, found, item, span, in_records && token_end == item.end ? at : -1, false);
         }
       }
     }
@@ -269,7 +269,7 @@ static __device__ __noinline__ int serve(const CallParams& call, Shared& shared,
 /// Ends the rounds.
 __device__ __forceinline__ void post_last(Clerk& clerk) {
   if (lane_index() == 0) {
-    clerk.shared.round[clerk.parity].num_steps = 0;
+    clerk.shared.round[clerk.parity].span.count = 0;
     clerk.shared.round[clerk.parity].chunk = -1;
     clerk.shared.round[clerk.parity].last = true;
   }
@@ -289,7 +289,8 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   const int end = min(ranks, 1 + call.tokens_per_warp);
   const Item item = first_item(call);
   // The first token, before it is known who has how many.
-  const Found ahead = find(clerk, 1, end, item.first);
+  const Span all_steps = Span::steps(1, end, item.first);
+  const Found ahead = find(clerk, all_steps);
   // A block that retreats has perhaps seen some choices of a token only: whoever serves in its place answers.
   const bool leaves = any_lane(retreats(block));
   const bool here = clerk.lane.number < end - 1;
@@ -309,13 +310,13 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
   if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
     // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
     all = alone && most <= blocks && !is_refresh(turn.number);
-    emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, share, 1, 2, share, all);
+    emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, Span::tokens(1, share, share + 1), share, all);
     begun.records = records;
   } else if (!leaves && records != (1u << end) - 2) {
     Found units = ahead;
     if (in_records) units.here = false;
     all = alone && records == 0 && most * call.pieces <= blocks;  // no refresh: there all come in records
-    emit(clerk, units, item, item.first, 1, end, -1, all);
+    emit(clerk, units, item, all_steps, -1, all);
     begun.units = true;
   }
   if (all) return;
@@ -395,26 +396,27 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
     ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
 #pragma unroll 1
-    for (int i = 0; i < round.num_steps; ++i) {
-      if ((role.steps >> (round.first_step + i) & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
-      const int home = home_at(call, round.first_step + i);
+    for (int i = 0; i < round.span.count; ++i) {
+      const int step = round.span.step_of(i), token = round.span.token_of(i);
+      if ((role.steps >> step & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
+      const int home = home_at(call, step);
       if ((shared.ranks >> home & 1) == 0) continue;
       Asked asked;
       if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
       if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
       std::int32_t entry = ahead.entry;
-      if (home != ahead.home || round.token != ahead.token) entry = RawEntry(p, home, round.token).read(p);
+      if (home != ahead.home || token != ahead.token) entry = RawEntry(p, home, token).read(p);
 #pragma unroll 1
       for (int strip = round.item.first_strip + role.warp; strip < round.item.end_strip; strip += role.warps) {
-        if (home != ahead.home || round.token != ahead.token || strip != ahead.strip) {
+        if (home != ahead.home || token != ahead.token || strip != ahead.strip) {
           load_rows(p, entry, strip, held);
           ahead.strip = -1;  // what was held ahead is gone
         }
         const Vectors<false> sum = weigh(p, entry, asked, strip, held);
-        put_answer(p, turn, round.form[i], home, round.token, strip, sum);
+        put_answer(p, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
       }
     }
-    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.first_step), round.chunk, releases);
+    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.span.step), round.chunk, releases);
     if (round.last) break;
   }
   tell_no_more(role, shared, releases);

@@ -29,16 +29,15 @@ struct Clerk {
       : p(params), shared(block), turn(now), lane(params.call), round_threads(threads), parity(next) {}
 };
 
-/// The choices of `token` at the sources at steps [first, end) as their words say it, and those sources' heads. `own`: the
-/// places of this rank's token, where they need not be asked for.
-__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, int first, int end, int token, const Place* own,
-                                             Found& found) {
+/// The choices that a span is about as their words say it, and the sources' heads. `own`: the places of this rank's token, where
+/// they need not be asked for.
+__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Span& span, const Place* own, Found& found) {
   const CallParams& call = clerk.p.call;
   const Turn& turn = clerk.turn;
   Block& block = clerk.shared.block;
-  const int step = first + clerk.lane.number;
-  const bool mine = clerk.lane.number < call.tokens_per_warp && step < end;
-  const int source = source_at(call, mine ? step : 0);
+  const bool mine = clerk.lane.number < min(call.tokens_per_warp, span.count);
+  const int source = source_at(call, mine ? span.step_of(clerk.lane.number) : 0);
+  const int token = span.token_of(clerk.lane.number);
   const bool is_own = source == call.team.rank;
   std::uint32_t value = kNoChoice;
   if (is_own && (own != nullptr || !mine)) {
@@ -68,7 +67,7 @@ __device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, int first, int 
 }
 
 /// Where a choice goes, now that the counts are there; they are not where this block retreats. All lanes, each its own.
-__device__ __forceinline__ void locate(const Clerk& clerk, int first, std::uint32_t value, Found& found) {
+__device__ __forceinline__ void locate(const Clerk& clerk, const Span& span, std::uint32_t value, Found& found) {
   const DispatchParams& p = clerk.p;
   const CallParams& call = p.call;
   if (any_lane(retreats(clerk.shared.block))) {
@@ -78,7 +77,7 @@ __device__ __forceinline__ void locate(const Clerk& clerk, int first, std::uint3
   const auto expert = static_cast<int>(value >> kPositionBits);
   const int slab_rows = call.team.num_ranks * call.max_tokens;
   if (value == kNoChoice || expert >= call.num_local_experts) return;
-  const int source = source_at(call, first + clerk.lane.number);
+  const int source = source_at(call, span.step_of(clerk.lane.number));
   int row = static_cast<int>(value & ((1u << kPositionBits) - 1));
 #pragma unroll 1
   for (int earlier = 0; earlier < source; ++earlier)
@@ -91,21 +90,18 @@ __device__ __forceinline__ void locate(const Clerk& clerk, int first, std::uint3
   found.source = p.source + slab_row;
 }
 
-/// Tells the data warps about a token of the sources at steps [first, end), lanes as ask() has them.
-__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, int token, int first, int end,
-                                     bool last) {
+/// Tells the data warps about a span, lanes as ask() has them.
+__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, const Span& span, bool last) {
   Round& round = clerk.shared.round[clerk.parity];
   clerk.parity ^= 1;
-  const bool hit = clerk.lane.number < end - first && found.row >= 0;
+  const bool hit = clerk.lane.number < span.count && found.row >= 0;
   const unsigned hits = __ballot_sync(kAllLanes, hit);
   round.targets[lane_index()] = found.target;
-  if (hit) round.form[clerk.lane.number] = found.head.form;  // the same in all lanes of a source
+  if (hit) round.form[span.of_tokens ? 0 : clerk.lane.number] = found.head.form;  // the same in all lanes of a source
   if (lane_index() == 0) {
-    round.token = token;
+    round.span = span;
     round.first_strip = item.first_strip;
     round.end_strip = item.end_strip;
-    round.first_step = first;
-    round.num_steps = end - first;
     round.last = last;
     round.hits = hits;
     tell(clerk.shared.posted, 1);
@@ -113,14 +109,14 @@ __device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Ite
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }
 
-/// Notes where a token of the sources at steps [first, end) went.
-__device__ __forceinline__ void note(const Clerk& clerk, const Found& found, const Item& item, int token, int first,
-                                     int end) {
+/// Notes where the rows of a span went.
+__device__ __forceinline__ void note(const Clerk& clerk, const Found& found, const Item& item, const Span& span) {
   const DispatchParams& p = clerk.p;
-  if (item.first_strip != 0 || clerk.lane.number >= end - first || !found.asked) return;
+  if (item.first_strip != 0 || clerk.lane.number >= span.count || !found.asked) return;
+  const int token = span.token_of(clerk.lane.number);
   if (found.row >= 0) *found.source = token;
   if (p.rows != nullptr) {
-    const int source = source_at(p.call, first + clerk.lane.number);
+    const int source = source_at(p.call, span.step_of(clerk.lane.number));
     p.rows[(source * p.call.max_tokens + token) * p.call.top_k + clerk.lane.choice] = found.row;
   }
 }
@@ -128,7 +124,7 @@ __device__ __forceinline__ void note(const Clerk& clerk, const Found& found, con
 /// A round without rows: the data warps are through with what came before when they come; or it is the last.
 __device__ __forceinline__ void post(Clerk& clerk, bool last) {
   if (lane_index() == 0) {
-    clerk.shared.round[clerk.parity].num_steps = 0;
+    clerk.shared.round[clerk.parity].span.count = 0;
     clerk.shared.round[clerk.parity].last = last;
     tell(clerk.shared.posted, 1);
   }
@@ -188,19 +184,20 @@ static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared
         const Item item = item_of(call, in_records, tokens, at);
         bool flagged = !in_records;
 #pragma unroll 1
-        for (int token = item.first; token < item.end; ++token) {
-          const int from = in_records ? kind : first, to = in_records ? kind + 1 : end;
+        for (int token = item.first; token < item.end; token += in_records ? call.tokens_per_warp : 1) {
+          const Span span = in_records ? Span::tokens(kind, token, min(token + call.tokens_per_warp, item.end))
+                                       : Span::steps(first, end, token);
           Found found;
-          const std::uint32_t value = ask(clerk, from, to, token, nullptr, found);
-          locate(clerk, from, value, found);
+          const std::uint32_t value = ask(clerk, span, nullptr, found);
+          locate(clerk, span, value, found);
           if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) {
             found.asked = false;
             found.row = -1;
           }
           if (!flagged) await_chunk(clerk, kind, at, found);
           flagged = flagged || __any_sync(kAllLanes, found.row >= 0);
-          emit(clerk, found, item, token, from, to, false);
-          note(clerk, found, item, token, from, to);
+          emit(clerk, found, item, span, false);
+          note(clerk, found, item, span);
         }
       }
     }
@@ -252,9 +249,10 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   const Item item = item_of(call, false, 0, share);
   // The first token, before it is known who has how many.
   Found ahead;
-  const std::uint32_t value = ask(clerk, 0, group, item.first, own, ahead);
+  const Span all_steps = Span::steps(0, group, item.first);
+  const std::uint32_t value = ask(clerk, all_steps, own, ahead);
   ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
-  locate(clerk, 0, value, ahead);
+  locate(clerk, all_steps, value, ahead);
   const bool here = clerk.lane.number < group;
   const bool in_records = here && ahead.head.form == Form::kRecords;
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
@@ -264,9 +262,9 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
     Found units = ahead;
     if (in_records) units.row = -1;
-    emit(clerk, units, item, item.first, 0, group, all);
+    emit(clerk, units, item, all_steps, all);
     units.asked = ahead.asked && !in_records;
-    note(clerk, units, item, item.first, 0, group);
+    note(clerk, units, item, all_steps);
     begun.units = true;
   }
   if (records != 0 && item.first == share && most <= kMaxChunks) {  // a chunk is a token, and this is the one
@@ -288,8 +286,9 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
       }
       const Item chunk{share, share + 1, 0, call.cut.strips};
       await_chunk(clerk, step, share, found);
-      emit(clerk, found, chunk, share, step, step + 1, all && step + 1 == group);
-      note(clerk, found, chunk, share, step, step + 1);
+      const Span one = Span::tokens(step, share, share + 1);
+      emit(clerk, found, chunk, one, all && step + 1 == group);
+      note(clerk, found, chunk, one);
       begun.records |= 1u << step;
     }
   }

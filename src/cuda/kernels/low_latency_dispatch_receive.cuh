@@ -1,7 +1,7 @@
 // Low-latency dispatch, the receiver's side: the clerk (low_latency_dispatch_clerk.cuh) finds out where rows go, data warps take
 // and copy them.
 //
-// They meet at a barrier per round: for one token of some sources, or of all, which choices go where. Own rows are part of
+// They meet at a barrier per round: for one token of some sources, or tokens of one, which choices go where. Own rows are part of
 // it; their senders still have them.
 #pragma once
 
@@ -218,24 +218,24 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
     ptx::barrier_sync(kRoundBarrier, role.round_threads());  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
 #pragma unroll 1
-    for (int i = 0; i < round.num_steps; ++i) {
+    for (int i = 0; i < round.span.count; ++i) {
       const unsigned choices = round.hits >> (i * call.top_k) & choices_of_step;
-      const int step = round.first_step + i;
+      const int step = round.span.step_of(i), token = round.span.token_of(i);
       if (choices == 0 || (role.steps >> step & 1) == 0) continue;
       const int source = source_at(call, step);
+      const Form form = round.form[round.span.of_tokens ? 0 : i];
 #pragma unroll 1
       for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += role.warps) {
         RowStrip<kFp8> row = own.row;
         if (step != 0) {
           row = early.row;
-          if ((step != early.step || round.token != early.token || strip != early.strip ||
-               round.form[i] != early.form) &&
-              !take_strip<kFp8>(call, block, turn, round.form[i], source, round.token, strip, row)) {
+          if ((step != early.step || token != early.token || strip != early.strip || form != early.form) &&
+              !take_strip<kFp8>(call, block, turn, form, source, token, strip, row)) {
             if (any_lane(look_at(block.broken) != 0 || retreats(block))) break;
             row = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted
           }
-        } else if (round.token != own.token || strip != own.strip) {
-          row = cast<kFp8>(p, load_x<kFp8>(p, round.token, strip), strip);
+        } else if (token != own.token || strip != own.strip) {
+          row = cast<kFp8>(p, load_x<kFp8>(p, token, strip), strip);
         }
         expand<kFp8>(p, round.targets + i * call.top_k, choices, strip, row);
       }

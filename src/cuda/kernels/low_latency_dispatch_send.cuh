@@ -27,11 +27,11 @@ struct alignas(16) Target {
 
 /// What the clerk tells the data warps to do next.
 struct Round {
-  int token, first_strip, end_strip;
-  int first_step, num_steps;  ///< sources, in steps from this rank; no steps = the data warps shall only come
-  bool last;                  ///< nothing follows
-  unsigned hits;              ///< lanes of `targets` that go somewhere: choices of the first step, of the next, ...
-  Form form[kMaxRanks];       ///< of the rows of each step that has hits
+  Span span;  ///< of sources; count 0 = the data warps shall only come
+  int first_strip, end_strip;
+  bool last;             ///< nothing follows
+  unsigned hits;         ///< lanes of `targets` that go somewhere, as the span has them
+  Form form[kMaxRanks];  ///< of the rows of each step that has hits; of a span of tokens the first
   Target targets[kLanes];
 };
 

@@ -174,6 +174,21 @@ struct LaneOfChoices {
         choice(lane_index() - number * call.top_k) {}
 };
 
+/// What the lanes of a warp ask about at once, top_k lanes each: a token at the peers at some steps, or tokens in a row at one.
+struct Span {
+  int step, token, count;
+  bool of_tokens;
+
+  static __device__ __forceinline__ Span steps(int first, int end, int token) {
+    return {first, token, end - first, false};
+  }
+  static __device__ __forceinline__ Span tokens(int step, int first, int end) {
+    return {step, first, end - first, true};
+  }
+  __device__ __forceinline__ int step_of(int number) const { return of_tokens ? step : step + number; }
+  __device__ __forceinline__ int token_of(int number) const { return of_tokens ? token + number : token; }
+};
+
 /// Of a unit of work: token = unit / pieces, by the host's reciprocal; exact, since unit * pieces < 2^32.
 struct Unit {
   int token, piece;
