@@ -20,7 +20,10 @@ namespace anyep::cuda::low_latency {
 namespace outward {
 
 /// The comm warp.
-__device__ __forceinline__ void communicate(const CallParams& call, Block& block, const Role& role) {
+template <int kWays>
+__device__ __forceinline__ void communicate(const CallParams& call, Shared& shared, const std::byte* slots,
+                                            const Role& role) {
+  Block& block = shared.block;
   enter(call, block);
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
     if (lane_index() == 0) tell_gate(block, true);
@@ -32,14 +35,15 @@ __device__ __forceinline__ void communicate(const CallParams& call, Block& block
   ptx::barrier_sync(kTurnBarrier, all_threads());
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
-  release_chunks(call, turn, ranks, role);
+  release_chunks<kWays>(call, shared, slots, turn, ranks, role);
   if (is_clerk_block()) release_marks(call, turn, ranks);
   if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
 }
 
-template <bool kFp8, int kWarps>
-__global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
+template <bool kFp8, int kWays>
+__global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
     dispatch_kernel(const __grid_constant__ DispatchParams p) {
+  extern __shared__ __align__(128) std::byte slots[];
   __shared__ Shared shared;
   const CallParams& call = p.call;
   Block& block = shared.block;
@@ -50,9 +54,9 @@ __global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
   }
   __syncthreads();
   const Role role(call);
-  if (role.comm) return communicate(call, block, role);
+  if (role.comm) return communicate<kWays>(call, shared, slots, role);
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
-  OwnStrip<kFp8> own;
+  OwnStrips<kFp8, kWays> own;
   Turn turn;
   Place place;
   bool knows = false;
@@ -60,7 +64,7 @@ __global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
     enter(call, block);
     turn = find_turn(call);
   } else if (role.sends) {
-    own = send_rows<kFp8>(p, block, role, turn);
+    own = send_rows<kFp8, kWays>(p, shared, slots, role, turn);
   } else {
     turn = send_tables(call, shared, role, place, knows);
   }
@@ -79,14 +83,13 @@ __global__ void __launch_bounds__((2 * kWarps + kServiceWarps) * kLanes, 1)
     ptx::barrier_arrive(kCountsBarrier, counts_threads);
     early = look_early<kFp8>(call, shared, role, turn);
   }
-  serve_rounds<kFp8>(p, shared, role, turn, own, early);
+  serve_rounds<kFp8, kWays>(p, shared, role, turn, own, early);
 }
 
-const Kernel<DispatchParams> kDispatch[2][2] = {
-    {{dispatch_kernel<false, kFewWarps>, "low_latency::dispatch_kernel<bf16, 7>"},
-     {dispatch_kernel<false, kMostWarps>, "low_latency::dispatch_kernel<bf16, 14>"}},
-    {{dispatch_kernel<true, kFewWarps>, "low_latency::dispatch_kernel<fp8, 7>"},
-     {dispatch_kernel<true, kMostWarps>, "low_latency::dispatch_kernel<fp8, 14>"}}};
+const Kernel<DispatchParams> kDispatch[2][2] = {{{dispatch_kernel<false, 1>, "low_latency::dispatch_kernel<bf16>"},
+                                                 {dispatch_kernel<false, 2>, "low_latency::dispatch_kernel<bf16, 2>"}},
+                                                {{dispatch_kernel<true, 1>, "low_latency::dispatch_kernel<fp8>"},
+                                                 {dispatch_kernel<true, 2>, "low_latency::dispatch_kernel<fp8, 2>"}}};
 
 }  // namespace outward
 
@@ -95,14 +98,18 @@ void launch_dispatch(const DispatchParams& params, int num_sms, bool early, cuda
   const bool fp8 = p.wire != Wire::kBF16;
   p.call.cut = dispatch_cut(p.call.hidden, fp8, core::expert_block(p.call.num_experts, p.call.team.num_ranks, 0).count,
                             p.call.top_k, p.call.max_tokens);
-  const int blocks = complete(p.call, num_sms, outward::kMostWarps, 2 * outward::kFewWarps, true,
+  const int blocks = complete(p.call, num_sms, outward::kMostWarps, outward::kAllWarps, true,
                               std::min(p.call.max_tokens, kBlocksForPeers));
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(blocks);
   shape.threads = static_cast<unsigned>((p.call.warps * (1 + p.call.groups) + outward::kServiceWarps) * kLanes);
   shape.stream = stream;
   shape.early = early;
-  outward::kDispatch[fp8 ? 1 : 0][p.call.warps > outward::kFewWarps ? 1 : 0](shape, p);
+  const bool two_at_once = p.call.warps < p.call.piece_strips;
+  if (two_at_once && p.call.routing.num_tokens > kMaxChunks && device_traits().bulk_copies) {
+    shape.shared_bytes = outward::kRecordSlots * p.call.cut.record_bytes;
+  }
+  outward::kDispatch[fp8 ? 1 : 0][two_at_once ? 1 : 0](shape, p);
 }
 
 }  // namespace anyep::cuda::low_latency

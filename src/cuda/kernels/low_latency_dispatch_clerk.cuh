@@ -145,8 +145,9 @@ __device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int ch
 
 /// What a clerk has done of its block's own share before serve() does the rest.
 struct Begun {
-  bool units;        ///< the first unit, of the sources whose rows are words or packets
-  unsigned records;  ///< steps of sources whose first chunk is done
+  bool units;                ///< the first unit, of the sources whose rows are words or packets
+  unsigned records;          ///< steps of sources whose first chunk is done
+  bool whole_share = false;  ///< the share has nothing else
 };
 
 /// The rounds of a share: units of all sources of a group whose rows are words or packets, then records source by source,
@@ -238,16 +239,15 @@ static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared&
   return clerk.parity;
 }
 
-/// All that a clerk does to receive. `own`: the places of this block's first token, null if they are not known.
-__device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& shared, const Turn& turn, int round_threads,
-                                          int counts_threads, const Place* own) {
-  const CallParams& call = p.call;
-  Block& block = shared.block;
-  Clerk clerk(p, shared, turn, round_threads, 0);
+/// A clerk's first round or rounds: a token of the share at all sources of a group, before it is known who has how many. Tells what
+/// is done; `all`: that this was all. `own`: as run_clerk() has it.
+__device__ __forceinline__ Begun begin(Clerk& clerk, int counts_threads, const Place* own, bool& all) {
+  const CallParams& call = clerk.p.call;
+  Block& block = clerk.shared.block;
+  const Turn& turn = clerk.turn;
   const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
   const int group = min(ranks, call.tokens_per_warp);
   const Item item = item_of(call, false, 0, share);
-  // The first token, before it is known who has how many.
   Found ahead;
   const Span all_steps = Span::steps(0, group, item.first);
   const std::uint32_t value = ask(clerk, all_steps, own, ahead);
@@ -258,7 +258,7 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
   Begun begun{false, 0};
-  bool all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
+  all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
   if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
     Found units = ahead;
     if (in_records) units.row = -1;
@@ -294,9 +294,27 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   }
   keep_head(block, here && clerk.lane.choice == 0, source_at(call, here ? clerk.lane.number : 0), ahead.head);
   if (group < ranks) await_heads(call, block, turn, group);
-  if (group < ranks || begun.records != records || most * call.pieces > blocks) {
-    clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, begun);
+  begun.whole_share = group == ranks && begun.records == records && most * call.pieces <= blocks;
+  return begun;
+}
+
+/// All that a clerk does to receive. `own`: the places of this block's first token, null if they are not known.
+__device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& shared, const Turn& turn, int round_threads,
+                                          int counts_threads, const Place* own) {
+  const CallParams& call = p.call;
+  Block& block = shared.block;
+  Clerk clerk(p, shared, turn, round_threads, 0);
+  const int share = static_cast<int>(blockIdx.x);
+  Begun begun{false, 0};
+  bool all = false;
+  if (own_form(call, turn) == Form::kRecords && call.routing.num_tokens > kMaxChunks) {
+    // Chunks have several tokens, here and most likely at the others: the first round is one of serve()'s.
+    await_heads(call, block, turn, 0);
+    ptx::barrier_sync(kCountsBarrier, counts_threads);
+  } else {
+    begun = begin(clerk, counts_threads, own, all);
   }
+  if (!begun.whole_share) clerk.parity = serve(p, shared, turn, clerk.round_threads, clerk.parity, share, begun);
   // A block that retreats may not know who has how many: whoever serves in its place forgets.
   if (p.rows != nullptr && !any_lane(retreats(block))) forget_rest(p, block, share);
   if (is_clerk_block()) write_counts(p, shared);

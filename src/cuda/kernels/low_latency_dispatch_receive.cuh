@@ -206,10 +206,86 @@ __device__ __forceinline__ bool take_strip(const CallParams& call, Block& block,
   return there;
 }
 
+/// Expands strips of a token, up to `end`.
+template <bool kFp8, int kWays>
+__device__ __forceinline__ void expand(const DispatchParams& p, const Target* targets, unsigned choices, int strip,
+                                       int apart, int end, const Strips<kFp8, kWays>& rows) {
+#pragma unroll
+  for (int k = 0; k < kWays; ++k) {
+    if (strip + k * apart < end) expand<kFp8>(p, targets, choices, strip + k * apart, rows.at[k]);
+  }
+}
+
+/// The tokens of a round's span that go somewhere, one after the other: use(number, load(token)); the next one is on its way
+/// meanwhile.
+template <class Load, class Use>
+__device__ __forceinline__ void for_each_token(const CallParams& call, const Round& round, Load&& load, Use&& use) {
+  const unsigned choices_of_token = (1u << (call.top_k - 1)) * 2 - 1;
+  const auto from = [&](int i) {
+    while (i < round.span.count && (round.hits >> (i * call.top_k) & choices_of_token) == 0) ++i;
+    return i;
+  };
+  int i = from(0);
+  if (i >= round.span.count) return;
+  auto next = load(round.span.token_of(i));
+#pragma unroll 1
+  while (i < round.span.count) {
+    const auto row = next;
+    const int number = i;
+    i = from(i + 1);
+    if (i < round.span.count) next = load(round.span.token_of(i));
+    use(number, row);
+  }
+}
+
+/// A round of records, or of own rows that would travel so: tokens of one source.
+template <bool kFp8, int kWays>
+__device__ __forceinline__ void serve_records(const DispatchParams& p, const Round& round, const Role& role,
+                                              const Turn& turn, const OwnStrips<kFp8, kWays>& own) {
+  const CallParams& call = p.call;
+  const unsigned choices_of_token = (1u << (call.top_k - 1)) * 2 - 1;
+  const std::byte* const region = region_from(call, turn, source_at(call, round.span.step));
+#pragma unroll 1
+  for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += kWays * role.warps) {
+    const auto put = [&](int i, const Strips<kFp8, kWays>& rows) {
+      expand<kFp8, kWays>(p, round.targets + i * call.top_k, round.hits >> (i * call.top_k) & choices_of_token, strip,
+                          role.warps, round.end_strip, rows);
+    };
+    if (round.span.step != 0) {
+      for_each_token(
+          call, round,
+          [&](int token) {
+            const std::byte* const record = region + strip_at(call, Form::kRecords, token, strip);
+            Strips<kFp8, kWays> rows;
+#pragma unroll
+            for (int k = 0; k < kWays; ++k) {
+              if (strip + k * role.warps < round.end_strip) {
+                load_record<kFp8>(call, record, strip + k * role.warps, rows.at[k]);
+              }
+            }
+            return rows;
+          },
+          put);
+    } else {
+      for_each_token(
+          call, round,
+          [&](int token) {
+            return token == own.token && strip == own.strip ? RawStrips<kWays>{}
+                                                            : load_x<kFp8, kWays>(p, token, strip, role.warps);
+          },
+          [&](int i, const RawStrips<kWays>& raw) {
+            const bool held = round.span.token_of(i) == own.token && strip == own.strip;
+            put(i, held ? own.rows : cast<kFp8, kWays>(p, raw, strip, role.warps));
+          });
+    }
+  }
+}
+
 /// Senders (own rows) and receivers (peers' rows), until the clerk says that this was the last round.
-template <bool kFp8>
+template <bool kFp8, int kWays>
 __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& shared, const Role& role,
-                                             const Turn& turn, const OwnStrip<kFp8>& own, const Early<kFp8>& early) {
+                                             const Turn& turn, const OwnStrips<kFp8, kWays>& own,
+                                             const Early<kFp8>& early) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const unsigned choices_of_step = (1u << (call.top_k - 1)) * 2 - 1;
@@ -217,27 +293,37 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
   for (int parity = 0;; parity ^= 1) {
     ptx::barrier_sync(kRoundBarrier, role.round_threads());  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
+    const bool of_tokens = round.span.count != 0 && round.span.of_tokens;
+    if (of_tokens && (role.steps >> round.span.step & 1) != 0) {
+      serve_records<kFp8, kWays>(p, round, role, turn, own);
+    }
 #pragma unroll 1
-    for (int i = 0; i < round.span.count; ++i) {
+    for (int i = 0; i < round.span.count && !of_tokens; ++i) {
       const unsigned choices = round.hits >> (i * call.top_k) & choices_of_step;
-      const int step = round.span.step_of(i), token = round.span.token_of(i);
+      const int step = round.span.step_of(i), token = round.span.token;
       if (choices == 0 || (role.steps >> step & 1) == 0) continue;
       const int source = source_at(call, step);
-      const Form form = round.form[round.span.of_tokens ? 0 : i];
+      const Form form = round.form[i];
 #pragma unroll 1
-      for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += role.warps) {
-        RowStrip<kFp8> row = own.row;
+      for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += kWays * role.warps) {
+        Strips<kFp8, kWays> rows = own.rows;
         if (step != 0) {
-          row = early.row;
-          if ((step != early.step || token != early.token || strip != early.strip || form != early.form) &&
-              !take_strip<kFp8>(call, block, turn, form, source, token, strip, row)) {
-            if (any_lane(look_at(block.broken) != 0 || retreats(block))) break;
-            row = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted
+          bool gone = false;
+#pragma unroll
+          for (int k = 0; k < kWays; ++k) {
+            const int at = strip + k * role.warps;
+            rows.at[k] = early.row;
+            if (at >= round.end_strip) continue;
+            if (step == early.step && token == early.token && at == early.strip && form == early.form) continue;
+            if (take_strip<kFp8>(call, block, turn, form, source, token, at, rows.at[k])) continue;
+            gone = any_lane(look_at(block.broken) != 0 || retreats(block));
+            rows.at[k] = RowStrip<kFp8>{};  // the peer died in mid-send: zeros where rows were counted
           }
+          if (gone) break;
         } else if (token != own.token || strip != own.strip) {
-          row = cast<kFp8>(p, load_x<kFp8>(p, token, strip), strip);
+          rows = cast<kFp8, kWays>(p, load_x<kFp8, kWays>(p, token, strip, role.warps), strip, role.warps);
         }
-        expand<kFp8>(p, round.targets + i * call.top_k, choices, strip, row);
+        expand<kFp8, kWays>(p, round.targets + i * call.top_k, choices, strip, role.warps, round.end_strip, rows);
       }
     }
     if (round.last) return;

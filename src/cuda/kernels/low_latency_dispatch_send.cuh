@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/device/bulk.cuh"
 #include "cuda/device/fp8.cuh"
 #include "cuda/device/packets.cuh"
 #include "cuda/kernels/low_latency_dispatch.h"
@@ -11,10 +12,18 @@
 namespace anyep::cuda::low_latency::outward {
 
 constexpr int kServiceWarps = 2;
-/// Warps that share a row, per role: blocks of up to 512 threads, which leave each thread more registers, and of 960.
-constexpr int kFewWarps = 7, kMostWarps = 14;
+/// Warps that share a row, and warps of all groups and own rows together: blocks of up to 512 threads, which leave each thread
+/// the registers it needs.
+constexpr int kMostWarps = 7, kAllWarps = 14;
 
-enum Barrier : int { kTeamBarrier = 1, kStoredBarrier, kTurnBarrier, kCountsBarrier, kRoundBarrier };
+enum Barrier : int { kTeamBarrier = 1, kStoredBarrier, kReusableBarrier, kTurnBarrier, kCountsBarrier, kRoundBarrier };
+
+/// Records that wait in shared memory for the comm warp's bulk copies.
+constexpr int kRecordSlots = 4;
+/// Kernels whose records go by bulk copies: stores to a peer hold up all that an SM's warps load and store, until the link has taken
+/// them.
+template <int kWays>
+inline constexpr bool kCopiesRecords = kWays > 1 && ptx::kBulkCopies;
 
 template <bool kFp8>
 using RowStrip = Strip<kFp8 ? 1 : 2, kFp8 ? 4 : 0>;
@@ -42,6 +51,7 @@ struct Shared {
   std::int32_t histogram[kMaxExperts];           ///< while sending: tokens so far of every expert
   std::uint8_t owner[kMaxExperts];               ///< the clerk's: of a token's choices of an expert, one
   std::int32_t counts[kMaxExperts + kMaxRanks];  ///< [source][local expert]: tokens that sources bring
+  unsigned hosts[kRecordSlots];                  ///< ranks that a record goes to, bits
 };
 
 /// Who a warp is.
@@ -68,6 +78,8 @@ struct Role {
   }
   /// Senders, receivers and clerk.
   __device__ int round_threads() const { return (warps + receivers + 1) * kLanes; }
+  /// Senders and comm.
+  __device__ int stored_threads() const { return (warps + 1) * kLanes; }
   /// Receivers and clerk.
   __device__ int team_threads() const { return (receivers + 1) * kLanes; }
   __device__ int team_thread() const { return team_warp * kLanes + lane_index(); }
@@ -114,11 +126,38 @@ __device__ __forceinline__ RowStrip<kFp8> cast(const DispatchParams& p, const Ra
   return row;
 }
 
-/// A strip of an own row, cast, that its sender keeps for its own slab.
-template <bool kFp8>
-struct OwnStrip {
+/// Strips of a row that a warp takes at once, as far apart as there are warps: more is on its way where a row has more strips than
+/// warps, and a kernel for each number.
+template <bool kFp8, int kWays>
+struct Strips {
+  RowStrip<kFp8> at[kWays];
+};
+template <int kWays>
+struct RawStrips {
+  RawStrip at[kWays];
+};
+
+template <bool kFp8, int kWays>
+__device__ __forceinline__ RawStrips<kWays> load_x(const DispatchParams& p, int token, int strip, int apart) {
+  RawStrips<kWays> raw;
+#pragma unroll
+  for (int k = 0; k < kWays; ++k) raw.at[k] = load_x<kFp8>(p, token, strip + k * apart);
+  return raw;
+}
+template <bool kFp8, int kWays>
+__device__ __forceinline__ Strips<kFp8, kWays> cast(const DispatchParams& p, const RawStrips<kWays>& raw, int strip,
+                                                    int apart) {
+  Strips<kFp8, kWays> rows;
+#pragma unroll
+  for (int k = 0; k < kWays; ++k) rows.at[k] = cast<kFp8>(p, raw.at[k], strip + k * apart);
+  return rows;
+}
+
+/// Strips of an own row, cast, that its sender keeps for its own slab.
+template <bool kFp8, int kWays>
+struct OwnStrips {
   int token = -1, strip = 0;
-  RowStrip<kFp8> row;
+  Strips<kFp8, kWays> rows;
 };
 
 // ---- rows ----------------------------------------------------------------------------------------------------------
@@ -137,6 +176,19 @@ __device__ __forceinline__ std::uint64_t strip_at(const CallParams& call, Form f
   return call.at.records + call.cut.record(row, 0);  // scales lie behind all strips
 }
 
+/// A strip of a record.
+template <bool kFp8>
+__device__ __forceinline__ void put_record_strip(const CallParams& call, std::byte* record, int strip,
+                                                 const RowStrip<kFp8>& row) {
+  constexpr int kVectors = kFp8 ? 1 : 2;
+  auto* const vectors = reinterpret_cast<uint4*>(record) + strip * (kVectors * kLanes) + lane_index();
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) vectors[v * kLanes] = row.data[v];
+  if (kFp8 && lane_index() % 8 == 0) {
+    reinterpret_cast<std::uint32_t*>(record + call.cut.strips * 512)[strip * 4 + lane_index() / 8] = row.scale;
+  }
+}
+
 template <bool kFp8>
 __device__ __forceinline__ void put_strip(const CallParams& call, const Turn& turn, Form form, unsigned ranks,
                                           std::uint64_t at, int strip, const RowStrip<kFp8>& row) {
@@ -150,41 +202,116 @@ __device__ __forceinline__ void put_strip(const CallParams& call, const Turn& tu
     } else if (form == Form::kPackets) {
       store_packets(to, row, turn.number);
     } else {
-      constexpr int kVectors = kFp8 ? 1 : 2;
-      auto* const vectors = reinterpret_cast<uint4*>(to) + strip * (kVectors * kLanes) + lane_index();
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) vectors[v * kLanes] = row.data[v];
-      if (kFp8 && lane_index() % 8 == 0) {
-        reinterpret_cast<std::uint32_t*>(to + call.cut.strips * 512)[strip * 4 + lane_index() / 8] = row.scale;
-      }
+      put_record_strip<kFp8>(call, to, strip, row);
     }
   }
 }
 
-/// Senders, beyond what send_rows() does at once: all strips of this warp, `first` of them left out.
-template <bool kFp8>
-static __device__ __noinline__ void send_more_rows(const DispatchParams& p, const Role role, const Turn turn,
-                                                   unsigned ranks, int first) {
-  const CallParams& call = p.call;
-  const int tokens = call.routing.num_tokens;
-  const Form form = own_form(call, turn);
-  const bool in_records = form == Form::kRecords;
-#pragma unroll 1
-  for (int at = static_cast<int>(blockIdx.x); at < num_items(call, in_records, tokens);
-       at += static_cast<int>(gridDim.x)) {
-    const Item item = item_of(call, in_records, tokens, at);
-#pragma unroll 1
-    for (int token = item.first; token < item.end; ++token) {
-      const unsigned hosts = ranks_of_token(call, id_of_lane(call, token)) & ranks;
-#pragma unroll 1
-      for (int strip = item.first_strip + role.warp; strip < item.end_strip; strip += role.warps) {
-        if (--first >= 0) continue;
-        const RowStrip<kFp8> row = cast<kFp8>(p, load_x<kFp8>(p, token, strip), strip);
-        put_strip<kFp8>(call, turn, form, hosts, strip_at(call, form, token, strip), strip, row);
+/// Are a block's records copied by the comm warp? One token's are sooner there by stores.
+template <int kWays>
+__device__ __forceinline__ bool comm_copies(const CallParams& call, Form form) {
+  return kCopiesRecords<kWays> && form == Form::kRecords && call.routing.num_tokens > kMaxChunks;
+}
+
+/// Where a block's senders put rows: to the ranks themselves, or, records, into shared memory for comm.
+template <bool kFp8, int kWays>
+struct Outlet {
+  const CallParams& call;
+  Shared& shared;
+  std::byte* slots;  ///< [kRecordSlots] records
+  const Role& role;
+  Turn turn;
+  Form form;
+  bool copies;     ///< comm does
+  int tokens = 0;  ///< of this block so far, where comm copies
+
+  __device__ __forceinline__ Outlet(const CallParams& params, Shared& block, std::byte* records, const Role& who,
+                                    const Turn& now)
+      : call(params),
+        shared(block),
+        slots(records),
+        role(who),
+        turn(now),
+        form(own_form(params, now)),
+        copies(comm_copies<kWays>(params, form)) {}
+
+  /// Strips of a token, up to `end`, for the ranks.
+  __device__ __forceinline__ void put(unsigned ranks, int token, int strip, int end,
+                                      const Strips<kFp8, kWays>& rows) const {
+    const int slot = tokens % kRecordSlots;
+    if (copies && lane_index() == 0 && role.warp == 0) shared.hosts[slot] = ranks;
+#pragma unroll
+    for (int k = 0; k < kWays; ++k) {
+      const int at = strip + k * role.warps;
+      if (at >= end) continue;
+      if (copies) {
+        put_record_strip<kFp8>(call, slots + slot * call.cut.record_bytes, at, rows.at[k]);
+      } else {
+        put_strip<kFp8>(call, turn, form, ranks, strip_at(call, form, token, at), at, rows.at[k]);
       }
     }
-    if (in_records)
-      ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
+  }
+  /// All strips of this warp of a token are put; `more`: it has another one.
+  __device__ __forceinline__ void end_token(bool more) {
+    if (!copies) return;
+    bulk::used_before_copy();
+    ptx::barrier_sync(kStoredBarrier, role.stored_threads());
+    if (++tokens >= kRecordSlots && more) ptx::barrier_sync(kReusableBarrier, role.stored_threads());
+  }
+  /// All of an item.
+  __device__ __forceinline__ void end_item() const {
+    if (!copies && form == Form::kRecords) ptx::barrier_sync(kStoredBarrier, role.stored_threads());  // pattern A
+  }
+};
+
+/// Senders, beyond what send_rows() does at once: all strips of this warp, but the first ones of the block's first item if they
+/// are `begun`. The next ones are on their way while some are sent.
+template <bool kFp8, int kWays>
+static __device__ __noinline__ void send_more_rows(const DispatchParams& p, Shared& shared, std::byte* slots,
+                                                   const Role role, const Turn turn, unsigned ranks, bool begun) {
+  const CallParams& call = p.call;
+  const int tokens = call.routing.num_tokens, step = kWays * role.warps, blocks = static_cast<int>(gridDim.x);
+  Outlet<kFp8, kWays> outlet(call, shared, slots, role, turn);
+  const bool in_records = outlet.form == Form::kRecords;
+  const int items = num_items(call, in_records, tokens);
+#pragma unroll 1
+  for (int at = static_cast<int>(blockIdx.x); at < items; at += blocks) {
+    const Item item = item_of(call, in_records, tokens, at);
+    const int first_strip = item.first_strip + role.warp;
+    int token = first_strip < item.end_strip ? item.first : item.end, strip = first_strip;
+    const auto advance = [&] {
+      strip += step;
+      if (strip < item.end_strip) return;
+      strip = first_strip;
+      ++token;
+    };
+    const auto end_if_through = [&](int before) {
+      if (token != before) outlet.end_token(token < item.end || at + blocks < items);
+    };
+    if (begun && token < item.end) {
+      advance();
+      end_if_through(item.first);
+    }
+    begun = false;
+    RawStrips<kWays> next{};
+    int next_id = -1;
+    const auto load = [&] {
+      if (token >= item.end) return;
+      next_id = id_of_lane(call, token);
+      next = load_x<kFp8, kWays>(p, token, strip, role.warps);
+    };
+    load();
+#pragma unroll 1
+    while (token < item.end) {
+      const RawStrips<kWays> raw = next;
+      const unsigned hosts = ranks_of_token(call, next_id) & ranks;
+      const int this_token = token, this_strip = strip;
+      advance();
+      load();
+      outlet.put(hosts, this_token, this_strip, item.end_strip, cast<kFp8, kWays>(p, raw, this_strip, role.warps));
+      end_if_through(this_token);
+    }
+    outlet.end_item();
   }
   if (!is_refresh(turn.number)) return;
   const int me = call.team.rank;
@@ -195,55 +322,87 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, cons
       gridDim.x * static_cast<unsigned>(role.warps * kLanes));
 }
 
-/// Senders: this rank's rows to peers. Returns the block's first strip, which its sender has in registers.
-template <bool kFp8>
-__device__ __forceinline__ OwnStrip<kFp8> send_rows(const DispatchParams& p, Block& block, const Role& role,
-                                                    Turn& turn) {
+/// Senders: this rank's rows to peers. Returns the block's first strips, which their sender has in registers.
+template <bool kFp8, int kWays>
+__device__ __forceinline__ OwnStrips<kFp8, kWays> send_rows(const DispatchParams& p, Shared& shared, std::byte* slots,
+                                                            const Role& role, Turn& turn) {
   const CallParams& call = p.call;
+  Block& block = shared.block;
   const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
   const bool in_records = call.own_form == Form::kRecords;
   const int items = num_items(call, in_records, tokens);
   const Item item = item_of(call, in_records, tokens, index);
-  OwnStrip<kFp8> own;
+  OwnStrips<kFp8, kWays> own;
   own.strip = item.first_strip + role.warp;
   const bool any = index < items, has_strip = any && own.strip < item.end_strip;
-  const bool more = any && (item.end > item.first + 1 || own.strip + role.warps < item.end_strip ||
+  const bool more = any && (item.end > item.first + 1 || own.strip + kWays * role.warps < item.end_strip ||
                             index + static_cast<int>(gridDim.x) < items);
-  const std::uint64_t at = strip_at(call, call.own_form, item.first, own.strip);
   enter(call, block);
-  RawStrip raw{};
-  if (has_strip) raw = load_x<kFp8>(p, item.first, own.strip);
+  RawStrips<kWays> raw{};
+  if (has_strip) raw = load_x<kFp8, kWays>(p, item.first, own.strip, role.warps);
   const std::int64_t id = any && lane_index() < call.top_k ? raw_id(call, item.first, lane_index()) : -1;
   const Signs signs(call, block);
-  own.row = cast<kFp8>(p, raw, own.strip);
+  own.rows = cast<kFp8, kWays>(p, raw, own.strip, role.warps);
   if (has_strip) own.token = item.first;
   const unsigned hosts = ranks_of_token(call, checked_id(call, id));
   unsigned ranks;
   turn = start(call, block, signs, ranks);
   if (is_refresh(turn.number)) [[unlikely]] {  // whole rows, whatever the batch
     ptx::barrier_arrive(kTurnBarrier, all_threads());
-    send_more_rows<kFp8>(p, role, turn, ranks, 0);
+    send_more_rows<kFp8, kWays>(p, shared, slots, role, turn, ranks, false);
     return own;
   }
-  if (has_strip) put_strip<kFp8>(call, turn, call.own_form, hosts & ranks, at, own.strip, own.row);
+  Outlet<kFp8, kWays> outlet(call, shared, slots, role, turn);
+  if (has_strip) outlet.put(hosts & ranks, item.first, own.strip, item.end_strip, own.rows);
   ptx::barrier_arrive(kTurnBarrier, all_threads());
   if (more) {
-    send_more_rows<kFp8>(p, role, turn, ranks, has_strip ? 1 : 0);
-  } else if (in_records && any) {
-    ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);  // pattern A: all before comm's release
+    send_more_rows<kFp8, kWays>(p, shared, slots, role, turn, ranks, true);
+  } else if (any) {
+    outlet.end_token(false);
+    outlet.end_item();
   }
   return own;
 }
 
-/// The comm warp's side of send_rows(): a flag per chunk and peer, when the rows are records.
-__device__ __forceinline__ void release_chunks(const CallParams& call, const Turn& turn, unsigned ranks,
-                                               const Role& role) {
-  const int tokens = call.routing.num_tokens, lane = lane_index();
-  if (call.own_form != Form::kRecords && !is_refresh(turn.number)) return;
-  const bool to_peer = lane != call.team.rank && (ranks >> lane & 1) != 0;
-  for (int at = static_cast<int>(blockIdx.x); at < num_chunks(tokens); at += static_cast<int>(gridDim.x)) {
-    ptx::barrier_sync(kStoredBarrier, (role.warps + 1) * kLanes);
-    if (to_peer) publish(flag_in(region_to(call, turn, lane), at), mark_of(call, turn));  // pattern A
+/// The comm warp's side of send_rows(), when the rows are records: a flag per chunk and peer. `slots`: the records themselves,
+/// where it copies them.
+template <int kWays>
+__device__ __forceinline__ void release_chunks(const CallParams& call, const Shared& shared, const std::byte* slots,
+                                               const Turn& turn, unsigned ranks, const Role& role) {
+  if (own_form(call, turn) != Form::kRecords) return;
+  const int tokens = call.routing.num_tokens, chunks = num_chunks(tokens), blocks = static_cast<int>(gridDim.x);
+  // A lane per step: copies start in the order of steps.
+  const int step = lane_index();
+  const bool is_peer = step > 0 && step < call.team.num_ranks;
+  const int peer = rank_above(call, is_peer ? step : 0);
+  const bool to_peer = is_peer && (ranks >> peer & 1) != 0;
+  std::byte* const region = region_to(call, turn, peer);
+  const bool copies = comm_copies<kWays>(call, Form::kRecords);
+  if (copies) bulk::acquired_for_stores();
+  int count = 0;
+  for (int at = static_cast<int>(blockIdx.x); at < chunks; at += blocks) {
+    if (copies) {
+      const Item item = item_of(call, true, tokens, at);
+#pragma unroll 1
+      for (int token = item.first; token < item.end; ++token) {
+        const int slot = count % kRecordSlots;
+        ptx::barrier_sync(kStoredBarrier, role.stored_threads());
+        if (to_peer && (shared.hosts[slot] >> peer & 1) != 0) {
+          bulk::store(region + strip_at(call, Form::kRecords, token, 0), slots + slot * call.cut.record_bytes,
+                      static_cast<std::uint32_t>(call.cut.record_bytes));
+        }
+        bulk::commit();
+        if (++count < kRecordSlots || (token + 1 == item.end && at + blocks >= chunks)) continue;
+        bulk::wait_source_reusable<kRecordSlots - 1>();
+        __syncwarp();
+        ptx::barrier_arrive(kReusableBarrier, role.stored_threads());
+      }
+      bulk::wait_delivered();
+      __syncwarp();
+    } else {
+      ptx::barrier_sync(kStoredBarrier, role.stored_threads());
+    }
+    if (to_peer) publish(flag_in(region, at), mark_of(call, turn));  // pattern I, or A: one release for all
   }
 }
 

@@ -17,22 +17,28 @@ static_assert(kMaxTokens == 1 << kPositionBits);
 /// nor -1.
 __device__ inline unsigned count_tokens(const CallParams& call, std::int32_t* histogram, int begin, int end, int warp,
                                         int warps) {
+  constexpr int kUnroll = 4;  // loads on their way
   const LaneOfChoices lane(call);
-  const int each = call.tokens_per_warp;
+  const int each = call.tokens_per_warp, step = warps * each;
   unsigned strays = 0;
 #pragma unroll 1
-  for (int first = begin + warp * each; first < end; first += warps * each) {
-    const int token = first + lane.number;
-    int expert = -1;
-    if (lane.number < each && token < end) {
-      const std::int64_t raw = raw_id(call, token, lane.choice);
-      expert = checked_id(call, raw);
-      strays += expert < 0 && raw != -1 ? 1 : 0;
+  for (int first = begin + warp * each; first < end; first += kUnroll * step) {
+    std::int64_t raw[kUnroll];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int token = first + i * step + lane.number;
+      raw[i] = lane.number < each && token < end ? raw_id(call, token, lane.choice) : -1;
     }
-    const unsigned key = expert >= 0 ? static_cast<unsigned>(lane.number) << 16 | static_cast<unsigned>(expert)
-                                     : 0x8000'0000u | static_cast<unsigned>(lane_index());
-    const unsigned same = __match_any_sync(kAllLanes, key);
-    if (expert >= 0 && __ffs(static_cast<int>(same)) - 1 == lane_index()) atomicAdd(histogram + expert, 1);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      if (first + i * step >= end) break;
+      const int expert = checked_id(call, raw[i]);
+      strays += expert < 0 && raw[i] != -1 ? 1 : 0;
+      const unsigned key = expert >= 0 ? static_cast<unsigned>(lane.number) << 16 | static_cast<unsigned>(expert)
+                                       : 0x8000'0000u | static_cast<unsigned>(lane_index());
+      const unsigned same = __match_any_sync(kAllLanes, key);
+      if (expert >= 0 && __ffs(static_cast<int>(same)) - 1 == lane_index()) atomicAdd(histogram + expert, 1);
+    }
   }
   return strays;
 }
