@@ -48,6 +48,22 @@ __device__ __forceinline__ uint4 load_l2(const void* from) {
   return value;
 }
 
+/// 16 bytes past L1 into shared memory, or 16 zeros unless `here`; done when a wait for its group has returned.
+__device__ __forceinline__ void cp_async(void* shared, const void* from, bool here) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
+               "r"(here ? 16 : 0)
+               : "memory");
+}
+/// The thread's copies since the last one are a group.
+__device__ __forceinline__ void cp_async_commit_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Until at most kGroups of the thread's groups are still on their way; it then reads what it copied itself.
+template <int kGroups>
+__device__ __forceinline__ void cp_async_wait_group() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
 /// Fetches the line of `from` into L2.
 __device__ __forceinline__ void prefetch_l2(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));

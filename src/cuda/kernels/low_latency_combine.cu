@@ -16,7 +16,7 @@
 
 #include <algorithm>
 
-#include "cuda/kernels/low_latency_combine_receive.cuh"
+#include "cuda/kernels/low_latency_combine_staged.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace anyep::cuda::low_latency {
@@ -24,32 +24,6 @@ namespace homeward {
 
 /// How a kernel's rows travel home: added by the experts' rank, or every choice by itself, as BF16 or LogFMT.
 enum class Travel { kAnswers, kChoices, kLogFmt };
-
-/// Those that answer, in a refresh turn.
-__device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shared& shared, const Role role,
-                                              const Turn turn, bool per_choice) {
-  const CallParams& call = p.call;
-  const Block& block = shared.block;
-  const unsigned threads = static_cast<unsigned>(role.answerers * kLanes);
-  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
-      (shared.ranks >> threadIdx.x & 1) != 0) {  // between head and table
-    protocol::Shared(word_in(call, region_to(call, turn, static_cast<int>(threadIdx.x)), 1))
-        .store(0, protocol::kRelaxed);
-  }
-  const std::uint32_t first_word =
-      per_choice ? 2 : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
-  const int me = call.team.rank;
-  // A block that retreats may not know which flags its peers get: it leaves them to the next refresh.
-  const bool knows = !any_lane(retreats(block));
-  refresh(
-      call, turn, shared.ranks, first_word,
-      [&call, &block, per_choice, me, knows](int peer) {
-        if (per_choice) return num_chunks(call.max_tokens);
-        if (!knows) return kMaxChunks;
-        return peer == me || block.form[peer] != Form::kRecords ? 0 : num_chunks(block.tokens[peer]);
-      },
-      blockIdx.x * threads + threadIdx.x, gridDim.x * threads);
-}
 
 template <Travel kTravel>
 __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& shared, const Role& role) {
@@ -89,8 +63,8 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       mine.strip = own_strip;
       mine.mine = weigh_own(p, mine.own, own_strip, held);
     }
-    if (any) ahead = {home_at(call, step), item.first, strip, entry.read(p)};
-    load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
+    if (any) ahead = {home_at(call, step), item.first, strip};
+    load_rows(p, entry.read(p), strip, held);  // here long before they are asked for
   }
   if (sends) {
     ptx::barrier_arrive(kTurnBarrier, all_threads());
@@ -151,7 +125,8 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
 
 /// The clerk.
 template <Travel kTravel>
-__device__ __forceinline__ void keep_books(const CallParams& call, Shared& shared, const Role& role) {
+__device__ __forceinline__ void keep_books(const CombineParams& p, Shared& shared, const Role& role) {
+  const CallParams& call = p.call;
   Block& block = shared.block;
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   const bool times = receives && call.waited != nullptr && is_clerk_block();
@@ -161,13 +136,15 @@ __device__ __forceinline__ void keep_books(const CallParams& call, Shared& share
   const int items = num_items(call, in_records, tokens);
   const bool asks = sends && kTravel == Travel::kAnswers && index < items;
   const bool more = index < items && (item.end > item.first + 1 || items > index + static_cast<int>(gridDim.x));
-  const std::uint64_t at = ask_at(call, item.first);
+  const std::uint64_t at = ask_at(call, item.first, lane_index());
   enter(call, block);
   RawChoice first;
   if (asks) first = RawChoice(call, item.first);
   unsigned ranks = 0;
   const Turn turn = sends ? start(call, block, Signs(call, block), ranks) : find_turn(call);
-  if (asks && item.first_strip == 0) send_ask(call, turn, ranks, at, first.read(call));
+  if (asks && item.first_strip == 0) {
+    send_asks(call, turn, ranks, lane_index() < call.top_k, at, first.read(call));
+  }
   if (sends) {
     if (lane_index() == 0) shared.ranks = ranks;
     ptx::barrier_arrive(kTurnBarrier, all_threads());
@@ -176,7 +153,7 @@ __device__ __forceinline__ void keep_books(const CallParams& call, Shared& share
     } else {
       if (more) send_more_asks(call, turn, ranks);
       if (times) time_heads(call, block, turn);
-      return run_clerk(call, shared, turn);
+      return run_clerk(p, shared, turn);
     }
   }
   if (!receives) return;
@@ -186,9 +163,10 @@ __device__ __forceinline__ void keep_books(const CallParams& call, Shared& share
   ptx::barrier_sync(kRoundBarrier, role.answer_threads());
 }
 
-template <Travel kTravel>
+template <Travel kTravel, bool kStaged>
 __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
     combine_kernel(const __grid_constant__ CombineParams p) {
+  extern __shared__ __align__(16) std::byte slots[];
   __shared__ Shared shared;
   const CallParams& call = p.call;
   clear(shared.block);
@@ -197,15 +175,19 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   if (role.comm) {
     communicate<kTravel>(call, shared, role);
   } else if (role.clerk) {
-    keep_books<kTravel>(call, shared, role);
+    keep_books<kTravel>(p, shared, role);
+  } else if constexpr (kStaged) {
+    run_staged(p, shared, role, reinterpret_cast<Slot*>(slots));
   } else {
     run_data_warp<kTravel>(p, shared, role);
   }
 }
 
-const Kernel<CombineParams> kAnswers(combine_kernel<Travel::kAnswers>, "low_latency::combine_kernel<answers>");
-const Kernel<CombineParams> kChoices(combine_kernel<Travel::kChoices>, "low_latency::combine_kernel<choices>");
-const Kernel<CombineParams> kLogFmt(combine_kernel<Travel::kLogFmt>, "low_latency::combine_kernel<logfmt>");
+const Kernel<CombineParams> kAnswers(combine_kernel<Travel::kAnswers, false>, "low_latency::combine_kernel<answers>");
+const Kernel<CombineParams> kStagedAnswers(combine_kernel<Travel::kAnswers, true>,
+                                           "low_latency::combine_kernel<answers, staged>");
+const Kernel<CombineParams> kChoices(combine_kernel<Travel::kChoices, false>, "low_latency::combine_kernel<choices>");
+const Kernel<CombineParams> kLogFmt(combine_kernel<Travel::kLogFmt, false>, "low_latency::combine_kernel<logfmt>");
 
 }  // namespace homeward
 
@@ -229,7 +211,15 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
       (p.call.warps * (p.call.groups + (p.call.split ? 1 : 0)) + homeward::kServiceWarps) * kLanes);
   shape.stream = stream;
   shape.early = early;
-  (logfmt ? homeward::kLogFmt : p.per_choice ? homeward::kChoices : homeward::kAnswers)(shape, p);
+  if (logfmt) return homeward::kLogFmt(shape, p);
+  if (p.per_choice) return homeward::kChoices(shape, p);
+  if (p.call.warps == p.call.piece_strips) return homeward::kAnswers(shape, p);
+  // More strips than warps: they wait in shared memory.
+  const std::size_t slot_bytes = static_cast<unsigned>(p.call.warps) * sizeof(homeward::Slot);
+  const std::size_t room = device_traits().shared_bytes - sizeof(homeward::Shared);
+  p.slots = std::clamp(static_cast<int>(room / slot_bytes), 1, homeward::Ring::kMostSlots);
+  shape.shared_bytes = static_cast<unsigned>(p.slots) * slot_bytes;
+  homeward::kStagedAnswers(shape, p);
 }
 
 }  // namespace anyep::cuda::low_latency

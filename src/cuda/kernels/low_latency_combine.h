@@ -20,6 +20,7 @@ struct CombineParams {
   std::int64_t out_row_stride = 0;
   // Filled by the launch function.
   bool per_choice = false;
+  int slots = 0;  ///< strips that a warp has on their way to shared memory
 };
 
 /// Makes a table of rows from what a handle says, where dispatch's own is not at hand.

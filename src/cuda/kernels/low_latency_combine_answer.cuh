@@ -11,7 +11,14 @@ namespace anyep::cuda::low_latency::homeward {
 constexpr int kMostWarps = 14;
 constexpr int kServiceWarps = 2;
 
-enum Barrier : int { kHomeBarrier = 1, kStoredBarrier, kTurnBarrier, kRoundBarrier, kHeadsBarrier };
+enum Barrier : int {
+  kHomeBarrier = 1,
+  kTurnBarrier,
+  kRoundBarrier,
+  kHeadsBarrier,
+  kStoredBarrier,  // two, in turn
+  kTakenBarrier = kStoredBarrier + 2
+};
 
 /// Who a warp is. Where a block has not warps enough, the same ones answer and then take what comes home.
 struct Role {
@@ -46,6 +53,7 @@ struct Round {
   unsigned asks;         ///< lanes of `asked` that a home has filled, as the span has them
   Form form[kMaxRanks];  ///< in which each step's answers go home; of a span of tokens the first
   Asked asked[kLanes];
+  std::int32_t entries[kLanes];  ///< of the table of rows, likewise
 };
 
 /// What the comm warp is told to release next.
@@ -74,10 +82,12 @@ struct RawChoice {
   float weight = 0;
 
   __device__ __forceinline__ RawChoice() {}
+  __device__ __forceinline__ RawChoice(const CallParams& call, int token, int choice) {
+    id = raw_id(call, token, choice);
+    weight = call.routing.weights[token * call.top_k + choice];
+  }
   __device__ __forceinline__ RawChoice(const CallParams& call, int token) {
-    if (lane_index() >= call.top_k) return;
-    id = raw_id(call, token, lane_index());
-    weight = call.routing.weights[token * call.top_k + lane_index()];
+    if (lane_index() < call.top_k) *this = RawChoice(call, token, lane_index());
   }
   __device__ __forceinline__ HomeChoice read(const CallParams& call) const {
     HomeChoice choice;
@@ -103,10 +113,10 @@ __device__ __forceinline__ Item first_item(const CallParams& call) {
 
 // ---- clerk ---------------------------------------------------------------------------------------------------------
 
-/// One warp tells every rank what a token asks it. Pattern G.
-__device__ __forceinline__ void send_ask(const CallParams& call, const Turn& turn, unsigned ranks, std::uint64_t at,
-                                         const HomeChoice& choice) {
-  if (lane_index() >= call.top_k) return;
+/// One warp tells every rank what tokens ask it, a choice per lane, to offset `at` of its region. Pattern G.
+__device__ __forceinline__ void send_asks(const CallParams& call, const Turn& turn, unsigned ranks, bool mine,
+                                          std::uint64_t at, const HomeChoice& choice) {
+  if (!mine) return;
 #pragma unroll 1
   for (int step = 1; step < call.team.num_ranks; ++step) {
     const int rank = rank_above(call, step);
@@ -116,26 +126,32 @@ __device__ __forceinline__ void send_ask(const CallParams& call, const Turn& tur
                          make_word(__float_as_uint(choice.ask.weight), turn.number));
   }
 }
-__device__ __forceinline__ std::uint64_t ask_at(const CallParams& call, int token) {
-  return word_at(call, call.cut.table_word(static_cast<unsigned>(token), lane_index()));
+__device__ __forceinline__ std::uint64_t ask_at(const CallParams& call, int token, int choice) {
+  return word_at(call, call.cut.table_word(static_cast<unsigned>(token), choice));
 }
 /// The other tokens of this block.
 static __device__ __noinline__ void send_more_asks(const CallParams& call, const Turn turn, unsigned ranks) {
   const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
   const bool in_records = call.own_form == Form::kRecords;
+  const LaneOfChoices lane(call);
 #pragma unroll 1
   for (int at = index; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
     const Item item = item_of(call, in_records, tokens, at);
     if (item.first_strip != 0) continue;
 #pragma unroll 1
-    for (int token = item.first + (at == index ? 1 : 0); token < item.end; ++token) {
-      send_ask(call, turn, ranks, ask_at(call, token), choice_of_lane(call, token));
+    for (int first = item.first + (at == index ? 1 : 0); first < item.end; first += call.tokens_per_warp) {
+      const int token = first + lane.number;
+      const bool mine = lane.number < call.tokens_per_warp && token < item.end;
+      RawChoice choice;
+      if (mine) choice = RawChoice(call, token, lane.choice);
+      send_asks(call, turn, ranks, mine, ask_at(call, token, lane.choice), choice.read(call));
     }
   }
 }
 
 /// The clerk of a block, one warp: what it needs wherever it is.
 struct Clerk {
+  const CombineParams& p;
   const CallParams& call;
   Shared& shared;
   Turn turn;
@@ -143,12 +159,13 @@ struct Clerk {
   int round_threads;
   int parity;  ///< of the next round
 
-  __device__ __forceinline__ Clerk(const CallParams& params, Shared& block, const Turn& now, int next)
-      : call(params),
+  __device__ __forceinline__ Clerk(const CombineParams& params, Shared& block, const Turn& now, int next)
+      : p(params),
+        call(params.call),
         shared(block),
         turn(now),
-        lane(params),
-        round_threads((params.warps * params.groups + 1) * kLanes),
+        lane(call),
+        round_threads((call.warps * call.groups + 1) * kLanes),
         parity(next) {}
 };
 
@@ -156,7 +173,8 @@ struct Clerk {
 struct Found {
   bool here = false;  ///< the home has that token
   Asked asked;
-  Head head;  ///< of the home
+  std::int32_t entry = -1;  ///< of the table of rows, in the choice's place
+  Head head;                ///< of the home
 };
 
 /// What homes ask about a span, and their heads. All lanes.
@@ -169,6 +187,9 @@ __device__ __forceinline__ Found find(const Clerk& clerk, const Span& span) {
   const int token = span.token_of(clerk.lane.number);
   Found found;
   if (mine) {
+    if (token < call.max_tokens) {
+      found.entry = clerk.p.rows[(home * call.max_tokens + token) * call.top_k + clerk.lane.choice];
+    }
     std::uint64_t seen = 0, expert = 0, weight = 0;
     bool came = (block.dead >> home & 1) == 0;
     if (came) {
@@ -201,6 +222,7 @@ __device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Ite
   clerk.parity ^= 1;
   const unsigned asks = __ballot_sync(kAllLanes, found.here && clerk.lane.number < span.count);
   round.asked[lane_index()] = found.asked;
+  round.entries[lane_index()] = is_row(clerk.p, found.entry) ? found.entry : -1;
   if (lane_index() == 0) {
     round.span = span;
     round.item = item;
@@ -222,10 +244,11 @@ struct Begun {
 
 /// The rounds of a share: units of all homes of a group whose rows are words or packets, then records home by home, chunk by
 /// chunk. Out of line: small batches have but one round. Returns the next round's parity.
-static __device__ __noinline__ int serve(const CallParams& call, Shared& shared, const Turn turn, int parity, int share,
+static __device__ __noinline__ int serve(const CombineParams& p, Shared& shared, const Turn turn, int parity, int share,
                                          const Begun begun) {
+  const CallParams& call = p.call;
   const Block& block = shared.block;
-  Clerk clerk(call, shared, turn, parity);
+  Clerk clerk(p, shared, turn, parity);
   const int ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
 #pragma unroll 1
   for (int first = 1; first < ranks; first += call.tokens_per_warp) {
@@ -282,9 +305,10 @@ __device__ __forceinline__ void tell_home(const CallParams& call) {
 }
 
 /// All that a clerk does while the experts' rank adds.
-__device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared, const Turn& turn) {
+__device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared, const Turn& turn) {
+  const CallParams& call = p.call;
   Block& block = shared.block;
-  Clerk clerk(call, shared, turn, 0);
+  Clerk clerk(p, shared, turn, 0);
   const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
   const int end = min(ranks, 1 + call.tokens_per_warp);
   const Item item = first_item(call);
@@ -326,35 +350,59 @@ __device__ __forceinline__ void run_clerk(const CallParams& call, Shared& shared
     tell_home(call);
   }
   if (!leaves && (end < ranks || begun.records != records || most * call.pieces > blocks)) {
-    clerk.parity = serve(call, shared, turn, clerk.parity, share, begun);
+    clerk.parity = serve(p, shared, turn, clerk.parity, share, begun);
   }
   if (!serves_alone(block) && gate_opens(block)) {
-    for_each_share(block, false, [&](int extra) { clerk.parity = serve(call, shared, turn, clerk.parity, extra, {}); });
+    for_each_share(block, false, [&](int extra) { clerk.parity = serve(p, shared, turn, clerk.parity, extra, {}); });
   }
   post_last(clerk);
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
-/// Those that answer tell the comm warp to release a flag. Pattern A: what all have stored.
-__device__ __forceinline__ void tell_release(const Role& role, Shared& shared, int home, int chunk, int& parity) {
+/// One of two barriers; constants, since a kernel whose barriers are not has all sixteen.
+template <int kFirst>
+__device__ __forceinline__ void sync_one_of_two(int parity, int threads) {
+  if (parity == 0) {
+    ptx::barrier_sync(kFirst, threads);
+  } else {
+    ptx::barrier_sync(kFirst + 1, threads);
+  }
+}
+template <int kFirst>
+__device__ __forceinline__ void arrive_at_one_of_two(int parity, int threads) {
+  if (parity == 0) {
+    ptx::barrier_arrive(kFirst, threads);
+  } else {
+    ptx::barrier_arrive(kFirst + 1, threads);
+  }
+}
+
+/// Those that answer tell the comm warp to release a flag. Pattern A: what all have stored. They go on: a release waits until what
+/// is stored has arrived. `told`: how often before; two may be under way.
+__device__ __forceinline__ void tell_release(const Role& role, Shared& shared, int home, int chunk, int& told) {
+  const int parity = told & 1;
+  if (told >= 2) sync_one_of_two<kTakenBarrier>(parity, role.answer_threads());
   if (threadIdx.x == 0) shared.release[parity] = {home, chunk};
-  parity ^= 1;
-  ptx::barrier_sync(kStoredBarrier, role.answer_threads());
+  arrive_at_one_of_two<kStoredBarrier>(parity, role.answer_threads());
+  ++told;
 }
 /// Those that answer tell the comm warp that there are no more flags to release.
-__device__ __forceinline__ void tell_no_more(const Role& role, Shared& shared, int parity) {
-  if (threadIdx.x == 0) shared.release[parity] = {-1, 0};
-  ptx::barrier_arrive(kStoredBarrier, role.answer_threads());
+__device__ __forceinline__ void tell_no_more(const Role& role, Shared& shared, int told) {
+  tell_release(role, shared, -1, 0, told);
+  // No barrier stays half full: the last release before this has been taken, too.
+  if (told >= 2) sync_one_of_two<kTakenBarrier>(told & 1, role.answer_threads());
 }
 /// The comm warp's side.
 __device__ __forceinline__ void release_chunks(const CallParams& call, const Role& role, const Shared& shared,
                                                const Turn& turn) {
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
-    ptx::barrier_sync(kStoredBarrier, role.answer_threads());
+    sync_one_of_two<kStoredBarrier>(parity, role.answer_threads());
     const Release release = shared.release[parity];
+    __syncwarp();
     if (release.home < 0) return;
+    arrive_at_one_of_two<kTakenBarrier>(parity, role.answer_threads());
     if (lane_index() == 0 && release.chunk >= 0 && (shared.ranks >> release.home & 1) != 0 &&
         look_at(shared.block.broken) == 0) {
       publish(flag_in(region_to(call, turn, release.home), release.chunk), mark_of(call, turn));  // pattern A
@@ -380,10 +428,21 @@ __device__ __forceinline__ void put_answer(const CombineParams& p, const Turn& t
   }
 }
 
+/// What a round asks about number `number` of its span, in lanes.
+struct Question {
+  Asked asked;
+  std::int32_t entry = -1;
+
+  __device__ __forceinline__ Question(const CallParams& call, const Round& round, int number) {
+    if (lane_index() >= call.top_k) return;
+    asked = round.asked[number * call.top_k + lane_index()];
+    entry = round.entries[number * call.top_k + lane_index()];
+  }
+};
+
 /// Rows of one token of one home, one strip, that were loaded before it was known whether and how they are asked for.
 struct Ahead {
   int home = -1, token = -1, strip = -1;
-  std::int32_t entry = -1;
 };
 
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.
@@ -401,18 +460,15 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
       if ((role.steps >> step & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
       const int home = home_at(call, step);
       if ((shared.ranks >> home & 1) == 0) continue;
-      Asked asked;
-      if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
-      if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
-      std::int32_t entry = ahead.entry;
-      if (home != ahead.home || token != ahead.token) entry = RawEntry(p, home, token).read(p);
+      const Question question(call, round, i);
+      if (!__any_sync(kAllLanes, question.asked.expert >= 0)) continue;
 #pragma unroll 1
       for (int strip = round.item.first_strip + role.warp; strip < round.item.end_strip; strip += role.warps) {
         if (home != ahead.home || token != ahead.token || strip != ahead.strip) {
-          load_rows(p, entry, strip, held);
+          load_rows(p, question.entry, strip, held);
           ahead.strip = -1;  // what was held ahead is gone
         }
-        const Vectors<false> sum = weigh(p, entry, asked, strip, held);
+        const Vectors<false> sum = weigh(p, question.entry, question.asked, strip, held);
         put_answer(p, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
       }
     }
@@ -471,6 +527,32 @@ __device__ inline void send_choices(const CombineParams& p, Shared& shared, cons
     }
   }
   tell_no_more(role, shared, releases);
+}
+
+/// Those that answer, in a refresh turn.
+static __device__ __noinline__ void forget_unwritten(const CombineParams& p, const Shared& shared, const Role role,
+                                                     const Turn turn, bool per_choice) {
+  const CallParams& call = p.call;
+  const Block& block = shared.block;
+  const unsigned threads = static_cast<unsigned>(role.answerers * kLanes);
+  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
+      (shared.ranks >> threadIdx.x & 1) != 0) {  // between head and table
+    protocol::Shared(word_in(call, region_to(call, turn, static_cast<int>(threadIdx.x)), 1))
+        .store(0, protocol::kRelaxed);
+  }
+  const std::uint32_t first_word =
+      per_choice ? 2 : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
+  const int me = call.team.rank;
+  // A block that retreats may not know which flags its peers get: it leaves them to the next refresh.
+  const bool knows = !any_lane(retreats(block));
+  refresh(
+      call, turn, shared.ranks, first_word,
+      [&call, &block, per_choice, me, knows](int peer) {
+        if (per_choice) return num_chunks(call.max_tokens);
+        if (!knows) return kMaxChunks;
+        return peer == me || block.form[peer] != Form::kRecords ? 0 : num_chunks(block.tokens[peer]);
+      },
+      blockIdx.x * threads + threadIdx.x, gridDim.x * threads);
 }
 
 }  // namespace anyep::cuda::low_latency::homeward

@@ -157,19 +157,25 @@ static __device__ __noinline__ Vectors<false> weigh_slowly(const CombineParams& 
   return rounded(sums);
 }
 
-/// FP32 from 0, fma(weight, row) over the choices asked for, in their order, rounded to BF16. All lanes. `held`: of
-/// load_rows(), what is needed where the entries stand in the choices' order.
-__device__ __forceinline__ Vectors<false> weigh(const CombineParams& p, std::int32_t entry, const Asked& asked,
-                                                int strip, const Held& held) {
+/// FP32 from 0, fma(weight, row) over the choices asked for, in their order, rounded to BF16. All lanes. row(i): the strip of the
+/// entry of lane i, as far as there are; what is needed where the entries stand in the choices' order.
+template <class Row>
+__device__ __forceinline__ Vectors<false> weigh_rows(const CombineParams& p, std::int32_t entry, const Asked& asked,
+                                                     int strip, Row&& row) {
   const unsigned hits = __ballot_sync(kAllLanes, entry >= 0);
   const bool differs = asked.expert != (entry >= 0 ? entry >> kRowBits : -1);
   if (hits >> kHeldRows != 0 || __any_sync(kAllLanes, differs)) return weigh_slowly(p, entry, asked, strip);
   Sums<false> sums;
 #pragma unroll
   for (int i = 0; i < kHeldRows; ++i) {
-    if ((hits >> i & 1) != 0) add_weighted(sums, held.rows[i], from_lane(asked.weight, i));
+    if ((hits >> i & 1) != 0) add_weighted(sums, row(i), from_lane(asked.weight, i));
   }
   return rounded(sums);
+}
+/// The same of rows in registers.
+__device__ __forceinline__ Vectors<false> weigh(const CombineParams& p, std::int32_t entry, const Asked& asked,
+                                                int strip, const Held& held) {
+  return weigh_rows(p, entry, asked, strip, [&](int i) -> const Vectors<false>& { return held.rows[i]; });
 }
 
 /// The same over records that came per choice, one per lane: FP32 from 0 over the lanes in `choices`, ascending. LogFMT: a
