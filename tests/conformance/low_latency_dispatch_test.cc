@@ -171,6 +171,19 @@ TEST_P(LowLatencyDispatch, BatchesOfEverySize) {
   expect(scenario);
 }
 
+// Rows that a block has too few warps for, in batches that have several tokens a block.
+TEST_P(LowLatencyDispatch, ManyWideRows) {
+  Scenario scenario = ranks(2);
+  for (const Wire wire : {Wire::kBF16, Wire::kFP8}) {
+    for (const std::int64_t tokens : {129, 300}) {
+      pair(scenario, {.choices = random_choices(115, {5, 3, {tokens, 131}}, {.unused = 10, .duplicate = 10}),
+                      .hidden = 4096,
+                      .wire = wire});
+    }
+  }
+  expect(scenario);
+}
+
 // 4096 tokens a rank at most.
 TEST_P(LowLatencyDispatch, ThousandsOfTokens) {
   Scenario scenario = ranks(2);

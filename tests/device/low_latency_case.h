@@ -78,7 +78,8 @@ class Test {
   int below(int limit) { return static_cast<int>(random_() % static_cast<unsigned>(limit)); }
   bool chance(int percent) { return below(100) < percent; }
 
-  Pair random_pair(int most_tokens) {
+  /// `wide`: rows of more strips than a block has warps, and more tokens than there are chunks.
+  Pair random_pair(int most_tokens, bool wide = false) {
     Pair pair;
     const int ranks = world_.num_ranks();
     Shape& shape = pair.shape;
@@ -88,6 +89,12 @@ class Test {
     const int hiddens[] = {16, 128, 512, 640, 1024, 1536, 2048, 2064, 4096, 7168};
     shape.hidden = hiddens[below(10)];
     shape.max_tokens = 1 + below(most_tokens);
+    if (wide) {
+      shape.num_experts = experts[below(3)];
+      shape.top_k = 1 + below(8);
+      shape.hidden = chance(50) ? 4096 : 7168;
+      shape.max_tokens = ll::kMaxChunks + 1 + below(170);
+    }
     while (std::max(shape.num_experts, ranks) * shape.max_tokens * shape.hidden > (std::int64_t{24} << 20))
       shape.max_tokens = (shape.max_tokens + 1) / 2;
     pair.tokens.resize(static_cast<std::size_t>(ranks));

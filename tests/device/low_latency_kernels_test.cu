@@ -30,7 +30,7 @@ bool crowded(World& world, Test& test) {
   bool right = true;
   constexpr int kAll = 6, kRounds = 40;
   for (int round = 0; round < kRounds && right; ++round) {
-    Pair pair = test.random_pair(200);
+    Pair pair = test.random_pair(200, round % 4 == 3);
     pair.dispatch.hook = pair.combine.hook = false;
     pair.dispatch.num_sms = pair.combine.num_sms = 0;
     for (int r = 0; r < (round < kAll ? world.num_gpus() : 1); ++r) {
@@ -292,6 +292,13 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
     ok = test.one_pair(pair);
   }
   if (!phase("plain pairs", ok)) return 1;
+  for (int i = 0; i < 12 && ok; ++i, ++pairs) {
+    Pair pair = test.random_pair(1, true);
+    if (i < 4) pair.dispatch.hook = pair.combine.hook = pair.combine.exact = false;
+    if (i < 4) pair.combine.wire = Wire::kBF16;
+    ok = test.one_pair(pair);
+  }
+  if (!phase("many wide rows", ok)) return 1;
   for (int i = 0; i < 8 && ok; ++i, pairs += 2)
     ok = test.two_in_flight(test.random_pair(100), test.random_pair(100)) &&
          test.hook_around(test.random_pair(100), test.random_pair(100));
@@ -302,7 +309,7 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
   for (const std::uint32_t turn : {0xFFFF'FFF7u, 0x7FFF'FFFCu}) {
     world.reset();
     world.set_turn(turn);
-    for (int i = 0; i < 12 && ok; ++i, ++pairs) ok = test.one_pair(test.random_pair(100));
+    for (int i = 0; i < 12 && ok; ++i, ++pairs) ok = test.one_pair(test.random_pair(100, i % 4 == 3));
   }
   if (!phase("wrap and refresh", ok)) return 1;
   if (!phase("untouched slots", Untouched(world, test).run())) return 1;

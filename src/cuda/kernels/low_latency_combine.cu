@@ -9,6 +9,7 @@
 //   moves   where the experts' rank adds: homes ask {local expert, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
+//           Several tokens a block: rows through shared memory, own shares as answers (low_latency_combine_staged.cuh)
 //   syncs   heads and asks as words (G); answers G or G', records by a flag per chunk of tokens (A, B); per choice, chunks without
 //           rows have none: a home knows from its own choices which ranks have some
 //   needs   the same shape, wire format, hook and arithmetic on every rank (the marks' code)
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/low_latency_combine_clerk.cuh"
 #include "cuda/kernels/low_latency_combine_staged.cuh"
 #include "cuda/runtime/launch.h"
 
@@ -63,8 +65,8 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       mine.strip = own_strip;
       mine.mine = weigh_own(p, mine.own, own_strip, held);
     }
-    if (any) ahead = {home_at(call, step), item.first, strip};
-    load_rows(p, entry.read(p), strip, held);  // here long before they are asked for
+    if (any) ahead = {home_at(call, step), item.first, strip, entry.read(p)};
+    load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
   }
   if (sends) {
     ptx::barrier_arrive(kTurnBarrier, all_threads());
@@ -124,7 +126,7 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
 }
 
 /// The clerk.
-template <Travel kTravel>
+template <Travel kTravel, bool kStaged>
 __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& shared, const Role& role) {
   const CallParams& call = p.call;
   Block& block = shared.block;
@@ -153,7 +155,7 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
     } else {
       if (more) send_more_asks(call, turn, ranks);
       if (times) time_heads(call, block, turn);
-      return run_clerk(p, shared, turn);
+      return run_clerk<kStaged>(p, shared, turn);
     }
   }
   if (!receives) return;
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   if (role.comm) {
     communicate<kTravel>(call, shared, role);
   } else if (role.clerk) {
-    keep_books<kTravel>(p, shared, role);
+    keep_books<kTravel, kStaged>(p, shared, role);
   } else if constexpr (kStaged) {
     run_staged(p, shared, role, reinterpret_cast<Slot*>(slots));
   } else {
@@ -213,8 +215,9 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   shape.early = early;
   if (logfmt) return homeward::kLogFmt(shape, p);
   if (p.per_choice) return homeward::kChoices(shape, p);
-  if (p.call.warps == p.call.piece_strips) return homeward::kAnswers(shape, p);
-  // More strips than warps: they wait in shared memory.
+  // Rows wait in shared memory where a block has several tokens, and its warps several strips each: otherwise that is no faster.
+  const bool staged = p.call.warps < p.call.piece_strips && p.call.routing.num_tokens > kMaxChunks;
+  if (!staged) return homeward::kAnswers(shape, p);
   const std::size_t slot_bytes = static_cast<unsigned>(p.call.warps) * sizeof(homeward::Slot);
   const std::size_t room = device_traits().shared_bytes - sizeof(homeward::Shared);
   p.slots = std::clamp(static_cast<int>(room / slot_bytes), 1, homeward::Ring::kMostSlots);

@@ -1,4 +1,4 @@
-// Low-latency combine, the side of the experts' rank, and what homes ask it.
+// Low-latency combine, the side of the experts' rank: who its warps are, what is asked of them, answers.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,7 @@ struct Round {
   unsigned asks;         ///< lanes of `asked` that a home has filled, as the span has them
   Form form[kMaxRanks];  ///< in which each step's answers go home; of a span of tokens the first
   Asked asked[kLanes];
-  std::int32_t entries[kLanes];  ///< of the table of rows, likewise
+  std::int32_t entries[kLanes];  ///< of the table of rows, likewise; where rows are staged
 };
 
 /// What the comm warp is told to release next.
@@ -111,253 +111,6 @@ __device__ __forceinline__ Item first_item(const CallParams& call) {
   return item_of(call, false, 0, static_cast<int>(blockIdx.x));
 }
 
-// ---- clerk ---------------------------------------------------------------------------------------------------------
-
-/// One warp tells every rank what tokens ask it, a choice per lane, to offset `at` of its region. Pattern G.
-__device__ __forceinline__ void send_asks(const CallParams& call, const Turn& turn, unsigned ranks, bool mine,
-                                          std::uint64_t at, const HomeChoice& choice) {
-  if (!mine) return;
-#pragma unroll 1
-  for (int step = 1; step < call.team.num_ranks; ++step) {
-    const int rank = rank_above(call, step);
-    if ((ranks >> rank & 1) == 0) continue;
-    const std::uint32_t expert = choice.rank == rank ? static_cast<std::uint32_t>(choice.ask.expert) : ~0u;
-    ptx::store_two_words(region_to(call, turn, rank) + at, make_word(expert, turn.number),
-                         make_word(__float_as_uint(choice.ask.weight), turn.number));
-  }
-}
-__device__ __forceinline__ std::uint64_t ask_at(const CallParams& call, int token, int choice) {
-  return word_at(call, call.cut.table_word(static_cast<unsigned>(token), choice));
-}
-/// The other tokens of this block.
-static __device__ __noinline__ void send_more_asks(const CallParams& call, const Turn turn, unsigned ranks) {
-  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
-  const bool in_records = call.own_form == Form::kRecords;
-  const LaneOfChoices lane(call);
-#pragma unroll 1
-  for (int at = index; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
-    const Item item = item_of(call, in_records, tokens, at);
-    if (item.first_strip != 0) continue;
-#pragma unroll 1
-    for (int first = item.first + (at == index ? 1 : 0); first < item.end; first += call.tokens_per_warp) {
-      const int token = first + lane.number;
-      const bool mine = lane.number < call.tokens_per_warp && token < item.end;
-      RawChoice choice;
-      if (mine) choice = RawChoice(call, token, lane.choice);
-      send_asks(call, turn, ranks, mine, ask_at(call, token, lane.choice), choice.read(call));
-    }
-  }
-}
-
-/// The clerk of a block, one warp: what it needs wherever it is.
-struct Clerk {
-  const CombineParams& p;
-  const CallParams& call;
-  Shared& shared;
-  Turn turn;
-  LaneOfChoices lane;
-  int round_threads;
-  int parity;  ///< of the next round
-
-  __device__ __forceinline__ Clerk(const CombineParams& params, Shared& block, const Turn& now, int next)
-      : p(params),
-        call(params.call),
-        shared(block),
-        turn(now),
-        lane(call),
-        round_threads((call.warps * call.groups + 1) * kLanes),
-        parity(next) {}
-};
-
-/// What one home asks about a choice, in its lane.
-struct Found {
-  bool here = false;  ///< the home has that token
-  Asked asked;
-  std::int32_t entry = -1;  ///< of the table of rows, in the choice's place
-  Head head;                ///< of the home
-};
-
-/// What homes ask about a span, and their heads. All lanes.
-__device__ __forceinline__ Found find(const Clerk& clerk, const Span& span) {
-  const CallParams& call = clerk.call;
-  const Turn& turn = clerk.turn;
-  Block& block = clerk.shared.block;
-  const bool mine = clerk.lane.number < min(call.tokens_per_warp, span.count);
-  const int home = home_at(call, mine ? span.step_of(clerk.lane.number) : 0);
-  const int token = span.token_of(clerk.lane.number);
-  Found found;
-  if (mine) {
-    if (token < call.max_tokens) {
-      found.entry = clerk.p.rows[(home * call.max_tokens + token) * call.top_k + clerk.lane.choice];
-    }
-    std::uint64_t seen = 0, expert = 0, weight = 0;
-    bool came = (block.dead >> home & 1) == 0;
-    if (came) {
-      std::byte* const region = region_from(call, turn, home);
-      std::uint64_t& words =
-          word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
-      came = await(call, block, turn, home, kWaitMidSend, [&] {
-        seen = protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
-        ptx::load_two_words(&words, expert, weight);
-        const bool there = (is_fresh(expert, turn.number) && is_fresh(weight, turn.number)) || token >= tokens_of(seen);
-        return (protocol::count_epoch(seen) == turn.number && there) || retreats(block);
-      });
-    }
-    found.head = read_head(call, block, turn, home, came && protocol::count_epoch(seen) == turn.number, seen);
-    found.here = token < found.head.tokens && is_fresh(expert, turn.number) && is_fresh(weight, turn.number);
-    const auto local = static_cast<std::uint32_t>(expert);
-    if (found.here && local < static_cast<std::uint32_t>(call.num_local_experts)) {
-      found.asked.expert = static_cast<int>(local);
-      found.asked.weight = __uint_as_float(static_cast<std::uint32_t>(weight));
-    }
-  }
-  __syncwarp();
-  return found;
-}
-
-/// Tells those that answer what homes ask about a span, lanes as find() has them.
-__device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Item& item, const Span& span, int chunk,
-                                     bool last) {
-  Round& round = clerk.shared.round[clerk.parity];
-  clerk.parity ^= 1;
-  const unsigned asks = __ballot_sync(kAllLanes, found.here && clerk.lane.number < span.count);
-  round.asked[lane_index()] = found.asked;
-  round.entries[lane_index()] = is_row(clerk.p, found.entry) ? found.entry : -1;
-  if (lane_index() == 0) {
-    round.span = span;
-    round.item = item;
-    round.chunk = chunk;
-    round.last = last;
-    round.asks = asks;
-  }
-  if (clerk.lane.choice == 0 && clerk.lane.number < (span.of_tokens ? 1 : span.count)) {
-    round.form[clerk.lane.number] = found.head.form;
-  }
-  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
-}
-
-/// What a clerk has done of its block's own share before serve() does the rest.
-struct Begun {
-  bool units;        ///< the first unit, of the homes whose rows are words or packets
-  unsigned records;  ///< steps of homes whose first chunk is done
-};
-
-/// The rounds of a share: units of all homes of a group whose rows are words or packets, then records home by home, chunk by
-/// chunk. Out of line: small batches have but one round. Returns the next round's parity.
-static __device__ __noinline__ int serve(const CombineParams& p, Shared& shared, const Turn turn, int parity, int share,
-                                         const Begun begun) {
-  const CallParams& call = p.call;
-  const Block& block = shared.block;
-  Clerk clerk(p, shared, turn, parity);
-  const int ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
-#pragma unroll 1
-  for (int first = 1; first < ranks; first += call.tokens_per_warp) {
-    const int end = min(first + call.tokens_per_warp, ranks);
-    int most = 0;
-    unsigned records = 0;
-#pragma unroll 1
-    for (int step = first; step < end; ++step) {
-      const int home = home_at(call, step);
-      if (block.form[home] == Form::kRecords) {
-        records |= 1u << step;
-      } else {
-        most = max(most, block.tokens[home]);
-      }
-    }
-    // One place for both kinds of items: steps of the group at once, then those of records one by one.
-#pragma unroll 1
-    for (unsigned kinds = records << 1 | 1u; kinds != 0; kinds &= kinds - 1) {
-      const int kind = __ffs(static_cast<int>(kinds)) - 2;  // -1 = units, else a step
-      const bool in_records = kind >= 0;
-      const int tokens = in_records ? block.tokens[home_at(call, kind)] : most;
-      const bool done = in_records ? (begun.records >> kind & 1) != 0 : begun.units && first == 1;
-#pragma unroll 1
-      for (int at = share + (done ? blocks : 0); at < num_items(call, in_records, tokens); at += blocks) {
-        const Item item = item_of(call, in_records, tokens, at);
-#pragma unroll 1
-        for (int token = item.first; token < item.end; token += in_records ? call.tokens_per_warp : 1) {
-          const int token_end = min(token + call.tokens_per_warp, item.end);
-          const Span span = in_records ? Span::tokens(kind, token, token_end) : Span::steps(first, end, token);
-          Found found = find(clerk, span);
-          if (any_lane(retreats(block))) return clerk.parity;  // some of it may be missing
-          if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) found.here = false;
-          emit(clerk, found, item, span, in_records && token_end == item.end ? at : -1, false);
-        }
-      }
-    }
-  }
-  return clerk.parity;
-}
-
-/// Ends the rounds.
-__device__ __forceinline__ void post_last(Clerk& clerk) {
-  if (lane_index() == 0) {
-    clerk.shared.round[clerk.parity].span.count = 0;
-    clerk.shared.round[clerk.parity].chunk = -1;
-    clerk.shared.round[clerk.parity].last = true;
-  }
-  ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
-}
-
-/// The clerk tells the warps at home whose answers count, where those do not hear of it by its rounds.
-__device__ __forceinline__ void tell_home(const CallParams& call) {
-  if (call.split) ptx::barrier_arrive(kHeadsBarrier, (call.warps + 1) * kLanes);
-}
-
-/// All that a clerk does while the experts' rank adds.
-__device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared, const Turn& turn) {
-  const CallParams& call = p.call;
-  Block& block = shared.block;
-  Clerk clerk(p, shared, turn, 0);
-  const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
-  const int end = min(ranks, 1 + call.tokens_per_warp);
-  const Item item = first_item(call);
-  // The first token, before it is known who has how many.
-  const Span all_steps = Span::steps(1, end, item.first);
-  const Found ahead = find(clerk, all_steps);
-  // A block that retreats has perhaps seen some choices of a token only: whoever serves in its place answers.
-  const bool leaves = any_lane(retreats(block));
-  const bool here = clerk.lane.number < end - 1;
-  const int home = home_at(call, here ? 1 + clerk.lane.number : 0);
-  const bool in_records = here && ahead.head.form == Form::kRecords;
-  const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 2u << clerk.lane.number : 0);
-  const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
-  Begun begun{false, 0};
-  const unsigned present = __reduce_or_sync(kAllLanes, here && ahead.head.present ? 1u << home : 0);
-  if (lane_index() == 0)
-    block.present = present | 1u << call.team.rank;  // those at home want it, if nothing else comes
-  if (end == ranks) tell_home(call);
-  const bool alone = end == ranks && serves_alone(block);
-  const bool one_chunk =
-      !leaves && records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
-  bool all = false;
-  if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
-    // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
-    all = alone && most <= blocks && !is_refresh(turn.number);
-    emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, Span::tokens(1, share, share + 1), share, all);
-    begun.records = records;
-  } else if (!leaves && records != (1u << end) - 2) {
-    Found units = ahead;
-    if (in_records) units.here = false;
-    all = alone && records == 0 && most * call.pieces <= blocks;  // no refresh: there all come in records
-    emit(clerk, units, item, all_steps, -1, all);
-    begun.units = true;
-  }
-  if (all) return;
-  keep_head(block, here && clerk.lane.choice == 0, home, ahead.head);
-  if (end < ranks) {
-    await_heads(call, block, turn, end);
-    tell_home(call);
-  }
-  if (!leaves && (end < ranks || begun.records != records || most * call.pieces > blocks)) {
-    clerk.parity = serve(p, shared, turn, clerk.parity, share, begun);
-  }
-  if (!serves_alone(block) && gate_opens(block)) {
-    for_each_share(block, false, [&](int extra) { clerk.parity = serve(p, shared, turn, clerk.parity, extra, {}); });
-  }
-  post_last(clerk);
-}
-
 // ---- answers -------------------------------------------------------------------------------------------------------
 
 /// One of two barriers; constants, since a kernel whose barriers are not has all sixteen.
@@ -389,9 +142,14 @@ __device__ __forceinline__ void tell_release(const Role& role, Shared& shared, i
 }
 /// Those that answer tell the comm warp that there are no more flags to release.
 __device__ __forceinline__ void tell_no_more(const Role& role, Shared& shared, int told) {
+  if (told == 0) {  // as with words and packets: the shortest way
+    if (threadIdx.x == 0) shared.release[0] = {-1, 0};
+    ptx::barrier_arrive(kStoredBarrier, role.answer_threads());
+    return;
+  }
   tell_release(role, shared, -1, 0, told);
   // No barrier stays half full: the last release before this has been taken, too.
-  if (told >= 2) sync_one_of_two<kTakenBarrier>(told & 1, role.answer_threads());
+  sync_one_of_two<kTakenBarrier>(told & 1, role.answer_threads());
 }
 /// The comm warp's side.
 __device__ __forceinline__ void release_chunks(const CallParams& call, const Role& role, const Shared& shared,
@@ -428,21 +186,10 @@ __device__ __forceinline__ void put_answer(const CombineParams& p, const Turn& t
   }
 }
 
-/// What a round asks about number `number` of its span, in lanes.
-struct Question {
-  Asked asked;
-  std::int32_t entry = -1;
-
-  __device__ __forceinline__ Question(const CallParams& call, const Round& round, int number) {
-    if (lane_index() >= call.top_k) return;
-    asked = round.asked[number * call.top_k + lane_index()];
-    entry = round.entries[number * call.top_k + lane_index()];
-  }
-};
-
 /// Rows of one token of one home, one strip, that were loaded before it was known whether and how they are asked for.
 struct Ahead {
   int home = -1, token = -1, strip = -1;
+  std::int32_t entry = -1;
 };
 
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.
@@ -460,15 +207,18 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
       if ((role.steps >> step & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
       const int home = home_at(call, step);
       if ((shared.ranks >> home & 1) == 0) continue;
-      const Question question(call, round, i);
-      if (!__any_sync(kAllLanes, question.asked.expert >= 0)) continue;
+      Asked asked;
+      if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
+      if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
+      std::int32_t entry = ahead.entry;
+      if (home != ahead.home || token != ahead.token) entry = RawEntry(p, home, token).read(p);
 #pragma unroll 1
       for (int strip = round.item.first_strip + role.warp; strip < round.item.end_strip; strip += role.warps) {
         if (home != ahead.home || token != ahead.token || strip != ahead.strip) {
-          load_rows(p, question.entry, strip, held);
+          load_rows(p, entry, strip, held);
           ahead.strip = -1;  // what was held ahead is gone
         }
-        const Vectors<false> sum = weigh(p, question.entry, question.asked, strip, held);
+        const Vectors<false> sum = weigh(p, entry, asked, strip, held);
         put_answer(p, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
       }
     }

@@ -108,14 +108,14 @@ __device__ __forceinline__ void push_rows(Ring& ring, const CombineParams& p, st
   ring.push(__ballot_sync(kAllLanes, entry >= 0), row_at(p, max(entry, 0)), p.call.hidden, strip);
 }
 
-/// Rows on their way before it is known whether they are asked for: of the first home's token that comes next.
+/// Rows on their way before it is known whether they are asked for: of the first token that the next home will ask about.
 struct Guess {
   LaneOfChoices lane;
   Item item;             ///< of each home's tokens, where it has as many as this rank
   std::int32_t entries;  ///< of the item's first token, of the homes of the lanes
   int step = 0;          ///< whose rows are on their way; 0 = none
   int begun = 0;         ///< strips
-  bool one_item;         ///< the block has no other
+  bool one_item;         ///< the block has no other for any home
 
   __device__ __forceinline__ Guess(const CombineParams& p, const Item& at, bool only)
       : lane(p.call), item(at), entries(-1), one_item(only) {
@@ -154,6 +154,18 @@ struct Guess {
   }
 };
 
+/// What a round asks about number `number` of its span, in lanes.
+struct Question {
+  Asked asked;
+  std::int32_t entry = -1;
+
+  __device__ __forceinline__ Question(const CallParams& call, const Round& round, int number) {
+    if (lane_index() >= call.top_k) return;
+    asked = round.asked[number * call.top_k + lane_index()];
+    entry = round.entries[number * call.top_k + lane_index()];
+  }
+};
+
 /// answer_rounds() with rows in shared memory.
 __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& shared, const Role& role,
                                               const Turn& turn, Ring& ring, Guess& guess) {
@@ -185,16 +197,22 @@ __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& sh
   tell_no_more(role, shared, releases);
 }
 
-/// This rank's own share of a share of its tokens, as answers to itself.
+/// A share's chunks of own tokens: handle(chunk, item).
+template <class Handle>
+__device__ __forceinline__ void for_each_chunk(const CallParams& call, int share, Handle&& handle) {
+  const int tokens = call.routing.num_tokens;
+#pragma unroll 1
+  for (int at = share; at < num_chunks(tokens); at += static_cast<int>(gridDim.x)) {
+    handle(at, item_of(call, true, tokens, at));
+  }
+}
+
+/// This rank's own share of the sums of a share of its tokens, as answers to itself.
 __device__ __forceinline__ void answer_self(const CombineParams& p, const Role& role, const Turn& turn, Ring& ring,
                                             int share) {
   const CallParams& call = p.call;
-  const bool in_records = own_form(call, turn) == Form::kRecords;
-  const int tokens = call.routing.num_tokens;
   OwnToken ahead, own;
-#pragma unroll 1
-  for (int at = share; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
-    const Item item = item_of(call, in_records, tokens, at);
+  for_each_chunk(call, share, [&](int, const Item& item) {
     flow(
         ring, role, item, 0,
         [&](int token, int strip) {
@@ -215,79 +233,56 @@ __device__ __forceinline__ void answer_self(const CombineParams& p, const Role& 
               weigh_rows(p, own.entry, asked, strip, [&](int row) -> const Vectors<false>& { return slot.row(row); });
           put_answer(p, turn, Form::kRecords, call.team.rank, token, strip, sum);
         });
-  }
+  });
 }
 
 /// receive_answers() where this rank's own shares are answers, too.
 __device__ __forceinline__ void receive_staged(const CombineParams& p, Shared& shared, const Role& role,
                                                const Turn& turn, int share, Ring& ring, int& parity) {
   const CallParams& call = p.call;
-  Block& block = shared.block;
-  const int tokens = call.routing.num_tokens, me = call.team.rank;
-  const Form form = own_form(call, turn);
-  const bool in_records = form == Form::kRecords;
-#pragma unroll 1
-  for (int at = share; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
-    const Item item = item_of(call, in_records, tokens, at);
-    unsigned hosts = 0;  // of token item.first + lane: chunks have at most a warp's worth
+  const unsigned me = 1u << call.team.rank;
+  for_each_chunk(call, share, [&](int chunk, const Item& item) {
+    unsigned hosts = 0;  // of token item.first + lane
 #pragma unroll 1
     for (int token = item.first; token < item.end; ++token) {
       const int rank = choice_of_lane(call, token).rank;
       const unsigned bits = __reduce_or_sync(kAllLanes, rank >= 0 ? 1u << rank : 0);
       if (lane_index() == token - item.first) hosts = bits;
     }
-    unsigned present = block.present;
-    if (in_records) present = await_chunk(call, shared, role, turn, at, ~(1u << me), parity) | 1u << me;
-    hosts &= present;
+    hosts &= await_chunk(call, shared, role, turn, chunk, ~me, parity) | me;
     const auto hosts_of = [&](int token) { return from_lane(hosts, token - item.first); };
-    const auto record_of = [&](int token, int rank) {
-      return region_from(call, turn, rank) + call.at.records + call.cut.record(static_cast<unsigned>(token), 0);
-    };
-    if (in_records) {
-      flow(
-          ring, role, item, 0,
-          [&](int token, int strip) {
-            ring.push(hosts_of(token), record_of(token, min(lane_index(), call.team.num_ranks - 1)), call.hidden,
-                      strip);
-          },
-          [&](int token, int strip, const Slot& slot) {
-            const unsigned ranks = hosts_of(token);
-            Sums<false> total;
+    flow(
+        ring, role, item, 0,
+        [&](int token, int strip) {
+          const int rank = min(lane_index(), call.team.num_ranks - 1);
+          const std::byte* const record = region_from(call, turn, rank) + call.at.records + call.cut.record(token, 0);
+          ring.push(hosts_of(token), record, call.hidden, strip);
+        },
+        [&](int token, int strip, const Slot& slot) {
+          const unsigned ranks = hosts_of(token);
+          Sums<false> total;
 #pragma unroll
-            for (int rank = 0; rank < kMaxRanks; ++rank) {
-              if ((ranks >> rank & 1) != 0) add(total, slot.row(rank));
-            }
-            store_strip<false>(p.out + token * p.out_row_stride, call.hidden, strip, rounded(total));
-          });
-      continue;
-    }
-    for (Walk walk(role, item); walk.more(); walk.advance()) {
-      OwnToken own;
-      own.load(p, walk.token);
-      Vectors<false> mine;
-      load_strip<false>(record_of(walk.token, me), call.hidden, walk.strip, mine);
-      add_answers(p, block, turn, form, present, own, walk.strip, mine);
-    }
-  }
+          for (int rank = 0; rank < kMaxRanks; ++rank) {
+            if ((ranks >> rank & 1) != 0) add(total, slot.row(rank));
+          }
+          store_strip<false>(p.out + token * p.out_row_stride, call.hidden, strip, rounded(total));
+        });
+  });
 }
-static_assert(kMaxTokens <= kMaxChunks * kLanes);
+static_assert(kMaxTokens <= kMaxChunks * kLanes);  // a chunk's tokens have a lane each
 
-/// A data warp of a kernel with staged rows.
+/// A data warp of a kernel with staged rows: own rows are records, several tokens a chunk.
 __device__ __forceinline__ void run_staged(const CombineParams& p, Shared& shared, const Role& role, Slot* slots) {
   const CallParams& call = p.call;
   Block& block = shared.block;
-  const int index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens;
-  const bool in_records = call.own_form == Form::kRecords;
+  const int index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens, chunks = num_chunks(tokens);
   Ring ring(slots + warp_index() * p.slots, p.slots);
-  const int items = num_items(call, in_records, tokens);
-  const Item item = index < items ? item_of(call, in_records, tokens, index) : first_item(call);
+  const Item item = index < chunks ? item_of(call, true, tokens, index) : first_item(call);
   enter(call, block);
-  Guess guess(p, item, index + static_cast<int>(gridDim.x) >= items);
+  Guess guess(p, item, index + static_cast<int>(gridDim.x) >= chunks);
   const Turn turn = find_turn(call);
   ptx::barrier_arrive(kTurnBarrier, all_threads());
-  // Own shares are made while others' asks are on their way, or one token's while its answers are.
-  const bool self_first = item.end > item.first + 1;
-  if (self_first) answer_self(p, role, turn, ring, index);
+  answer_self(p, role, turn, ring, index);  // while the others' asks are on their way
   guess.make(ring, p, role, 1);
   answer_staged(p, shared, role, turn, ring, guess);
   if (is_refresh(turn.number)) [[unlikely]]
@@ -295,7 +290,7 @@ __device__ __forceinline__ void run_staged(const CombineParams& p, Shared& share
   if (any_lane(retreats(block))) return;
   int parity = 0;
   for_each_share(block, true, [&](int share) {
-    if (share != index || !self_first) answer_self(p, role, turn, ring, share);
+    if (share != index) answer_self(p, role, turn, ring, share);
     receive_staged(p, shared, role, turn, share, ring, parity);
   });
 }

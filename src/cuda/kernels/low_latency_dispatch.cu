@@ -6,8 +6,9 @@
 //           `warps` receivers (rows of the group's sources to the slab; before that they count), clerk (choices of this
 //           block's tokens, counts, where every source's rows go), comm (heads, gate, flags, marks)
 //   moves   a row once per rank that hosts a choice, as words, packets or records by the source's number of tokens; own
-//           rows from x, cast once more
-//   syncs   head, counts and choices as words (pattern G) in every form; rows G or G', records by a flag per chunk (A, B)
+//           rows from x, cast once more. Records of several tokens a block by bulk copies, which hold up no other warp
+//   syncs   head, counts and choices as words (pattern G) in every form; rows G or G', records by a flag per chunk (A, or L
+//           and I where they are copied; B)
 //   needs   the same shape, wire format and hook on every rank (the marks' code); see low_latency_frame.cuh
 #include "cuda/kernels/low_latency_dispatch.h"
 

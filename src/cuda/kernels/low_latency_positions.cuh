@@ -12,12 +12,10 @@ inline constexpr int kPositionBits = 12;
 inline constexpr std::uint32_t kNoChoice = ~std::uint32_t{0};
 static_assert(kMaxTokens == 1 << kPositionBits);
 
-/// Adds tokens [begin, end) to `histogram` [num_experts] in shared memory: a (token, expert) pair counts once. By `warps`
-/// warps of which this is number `warp`; a barrier must follow. Returns how many of this lane's ids are neither an expert
-/// nor -1.
-__device__ inline unsigned count_tokens(const CallParams& call, std::int32_t* histogram, int begin, int end, int warp,
-                                        int warps) {
-  constexpr int kUnroll = 4;  // loads on their way
+/// count_tokens() with kUnroll loads of a warp on their way.
+template <int kUnroll>
+__device__ __forceinline__ unsigned count_some(const CallParams& call, std::int32_t* histogram, int begin, int end,
+                                               int warp, int warps) {
   const LaneOfChoices lane(call);
   const int each = call.tokens_per_warp, step = warps * each;
   unsigned strays = 0;
@@ -41,6 +39,19 @@ __device__ inline unsigned count_tokens(const CallParams& call, std::int32_t* hi
     }
   }
   return strays;
+}
+/// count_tokens() out of line, with several loads on their way: in small batches each warp has one.
+static __device__ __noinline__ unsigned count_many(const CallParams& call, std::int32_t* histogram, int begin, int end,
+                                                   int warp, int warps) {
+  return count_some<4>(call, histogram, begin, end, warp, warps);
+}
+/// Adds tokens [begin, end) to `histogram` [num_experts] in shared memory: a (token, expert) pair counts once. By `warps`
+/// warps of which this is number `warp`; a barrier must follow. Returns how many of this lane's ids are neither an expert
+/// nor -1.
+__device__ __forceinline__ unsigned count_tokens(const CallParams& call, std::int32_t* histogram, int begin, int end,
+                                                 int warp, int warps) {
+  if (end - begin <= warps * call.tokens_per_warp) return count_some<1>(call, histogram, begin, end, warp, warps);
+  return count_many(call, histogram, begin, end, warp, warps);
 }
 
 /// What a choice's word says to the rank that hosts the expert; other ranks get kNoChoice.
