@@ -76,9 +76,13 @@ struct Cut {
 ANYEP_HD constexpr int num_strips(std::int64_t hidden, int elements = kStripElements) {
   return static_cast<int>((hidden + elements - 1) / elements);
 }
+/// Have chunks, and blocks, several of so many tokens? Otherwise a chunk is a token.
+ANYEP_HD constexpr bool are_several_a_chunk(int tokens) {
+  return tokens > kMaxChunks;
+}
 /// Tokens per chunk, when `tokens` are announced by flags.
 ANYEP_HD constexpr int chunk_tokens(int tokens) {
-  return tokens <= kMaxChunks ? 1 : (tokens + kMaxChunks - 1) / kMaxChunks;
+  return are_several_a_chunk(tokens) ? (tokens + kMaxChunks - 1) / kMaxChunks : 1;
 }
 ANYEP_HD constexpr int num_chunks(int tokens) {
   const int each = chunk_tokens(tokens);

@@ -53,13 +53,8 @@ __device__ __forceinline__ void read_before_credit() {
   ptx::fence_proxy_async();
 }
 
-/// Between this thread's ordinary stores to shared memory and the barrier in front of a bulk copy from it.
+/// Between this thread's ordinary accesses to shared memory and the barrier in front of a bulk copy from it, or into it (pattern J).
 __device__ __forceinline__ void used_before_copy() {
-  ptx::fence_proxy_async_shared();
-}
-
-/// Between this thread's ordinary accesses to shared memory and the barrier in front of a bulk load into it (pattern J).
-__device__ __forceinline__ void used_before_load() {
   ptx::fence_proxy_async_shared();
 }
 

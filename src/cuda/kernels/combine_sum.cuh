@@ -52,7 +52,7 @@ class BulkSums {
     bool ok = now >= items || load(now, 0, row);
     std::uint32_t turn = 0;
     for (; ok && now < items; ++turn) {
-      bulk::used_before_load();
+      bulk::used_before_copy();
       __syncwarp();  // pattern J: the other stage has been read
       if (next < items) ok = load(next, turn + 1, next_row);
       mbarrier::wait(loaded_[turn % kSumStages], turn / kSumStages % 2);

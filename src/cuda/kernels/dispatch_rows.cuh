@@ -176,7 +176,7 @@ class BulkRows {
       const int lane = __ffs(static_cast<int>(rest)) - 1;
       copy_bytes(from_lane(to, lane), from_lane(from, lane), unit.bytes);
     }
-    bulk::used_before_load();  // pattern J; the warp's barrier stands in front of the load
+    bulk::used_before_copy();  // pattern J; the warp's barrier stands in front of the load
   }
 
   const DispatchLaunch& a_;

@@ -216,7 +216,7 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   if (logfmt) return homeward::kLogFmt(shape, p);
   if (p.per_choice) return homeward::kChoices(shape, p);
   // Rows wait in shared memory where a block has several tokens, and its warps several strips each: otherwise that is no faster.
-  const bool staged = p.call.warps < p.call.piece_strips && p.call.routing.num_tokens > kMaxChunks;
+  const bool staged = p.call.warps < p.call.piece_strips && are_several_a_chunk(p.call.routing.num_tokens);
   if (!staged) return homeward::kAnswers(shape, p);
   const std::size_t slot_bytes = static_cast<unsigned>(p.call.warps) * sizeof(homeward::Slot);
   const std::size_t room = device_traits().shared_bytes - sizeof(homeward::Shared);

@@ -113,31 +113,23 @@ __device__ __forceinline__ Item first_item(const CallParams& call) {
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
-/// One of two barriers; constants, since a kernel whose barriers are not has all sixteen.
-template <int kFirst>
-__device__ __forceinline__ void sync_one_of_two(int parity, int threads) {
+/// Comes to one of two barriers; constants, since a kernel whose barriers are not has all sixteen.
+template <int kFirst, class Come>
+__device__ __forceinline__ void at_one_of_two(int parity, Come&& come) {
   if (parity == 0) {
-    ptx::barrier_sync(kFirst, threads);
+    come(kFirst);
   } else {
-    ptx::barrier_sync(kFirst + 1, threads);
-  }
-}
-template <int kFirst>
-__device__ __forceinline__ void arrive_at_one_of_two(int parity, int threads) {
-  if (parity == 0) {
-    ptx::barrier_arrive(kFirst, threads);
-  } else {
-    ptx::barrier_arrive(kFirst + 1, threads);
+    come(kFirst + 1);
   }
 }
 
 /// Those that answer tell the comm warp to release a flag. Pattern A: what all have stored. They go on: a release waits until what
 /// is stored has arrived. `told`: how often before; two may be under way.
 __device__ __forceinline__ void tell_release(const Role& role, Shared& shared, int home, int chunk, int& told) {
-  const int parity = told & 1;
-  if (told >= 2) sync_one_of_two<kTakenBarrier>(parity, role.answer_threads());
+  const int parity = told & 1, threads = role.answer_threads();
+  if (told >= 2) at_one_of_two<kTakenBarrier>(parity, [&](int barrier) { ptx::barrier_sync(barrier, threads); });
   if (threadIdx.x == 0) shared.release[parity] = {home, chunk};
-  arrive_at_one_of_two<kStoredBarrier>(parity, role.answer_threads());
+  at_one_of_two<kStoredBarrier>(parity, [&](int barrier) { ptx::barrier_arrive(barrier, threads); });
   ++told;
 }
 /// Those that answer tell the comm warp that there are no more flags to release.
@@ -149,18 +141,19 @@ __device__ __forceinline__ void tell_no_more(const Role& role, Shared& shared, i
   }
   tell_release(role, shared, -1, 0, told);
   // No barrier stays half full: the last release before this has been taken, too.
-  sync_one_of_two<kTakenBarrier>(told & 1, role.answer_threads());
+  at_one_of_two<kTakenBarrier>(told & 1, [&](int barrier) { ptx::barrier_sync(barrier, role.answer_threads()); });
 }
 /// The comm warp's side.
 __device__ __forceinline__ void release_chunks(const CallParams& call, const Role& role, const Shared& shared,
                                                const Turn& turn) {
+  const int threads = role.answer_threads();
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
-    sync_one_of_two<kStoredBarrier>(parity, role.answer_threads());
+    at_one_of_two<kStoredBarrier>(parity, [&](int barrier) { ptx::barrier_sync(barrier, threads); });
     const Release release = shared.release[parity];
     __syncwarp();
     if (release.home < 0) return;
-    arrive_at_one_of_two<kTakenBarrier>(parity, role.answer_threads());
+    at_one_of_two<kTakenBarrier>(parity, [&](int barrier) { ptx::barrier_arrive(barrier, threads); });
     if (lane_index() == 0 && release.chunk >= 0 && (shared.ranks >> release.home & 1) != 0 &&
         look_at(shared.block.broken) == 0) {
       publish(flag_in(region_to(call, turn, release.home), release.chunk), mark_of(call, turn));  // pattern A
@@ -186,6 +179,22 @@ __device__ __forceinline__ void put_answer(const CombineParams& p, const Turn& t
   }
 }
 
+/// Those that answer: answer(round) for every round that the clerk tells, and a flag behind those that complete a chunk.
+template <class Answer>
+__device__ __forceinline__ void for_each_round(const CallParams& call, Shared& shared, const Role& role,
+                                               Answer&& answer) {
+  int releases = 0;
+#pragma unroll 1
+  for (int parity = 0;; parity ^= 1) {
+    ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
+    const Round& round = shared.round[parity];
+    answer(round);
+    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.span.step), round.chunk, releases);
+    if (round.last) break;
+  }
+  tell_no_more(role, shared, releases);
+}
+
 /// Rows of one token of one home, one strip, that were loaded before it was known whether and how they are asked for.
 struct Ahead {
   int home = -1, token = -1, strip = -1;
@@ -196,11 +205,7 @@ struct Ahead {
 __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Role& role,
                                               const Turn& turn, Ahead ahead, Held& held) {
   const CallParams& call = p.call;
-  int releases = 0;
-#pragma unroll 1
-  for (int parity = 0;; parity ^= 1) {
-    ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
-    const Round& round = shared.round[parity];
+  for_each_round(call, shared, role, [&](const Round& round) {
 #pragma unroll 1
     for (int i = 0; i < round.span.count; ++i) {
       const int step = round.span.step_of(i), token = round.span.token_of(i);
@@ -222,10 +227,7 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
         put_answer(p, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
       }
     }
-    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.span.step), round.chunk, releases);
-    if (round.last) break;
-  }
-  tell_no_more(role, shared, releases);
+  });
 }
 
 /// Every row of a home's token, as records: at [token][index among the token's experts here]. One warp, its strips. Has it any?

@@ -229,7 +229,7 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
   if (end == ranks) tell_home(call);
   const bool alone = end == ranks && serves_alone(block);
   const bool one_chunk =
-      !leaves && records == 2u && end == 2 && item.first == share && most <= kMaxChunks && share < most;
+      !leaves && records == 2u && end == 2 && item.first == share && !are_several_a_chunk(most) && share < most;
   bool all = false;
   if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
     // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.

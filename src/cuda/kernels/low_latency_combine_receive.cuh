@@ -44,14 +44,18 @@ struct OwnToken {
     choice = at_choice.read(p.call);
     entry = at_entry.read(p);
   }
+  /// What it asks this rank, in lanes.
+  __device__ __forceinline__ Asked asked_here(const CallParams& call) const {
+    Asked asked = choice.ask;
+    if (choice.rank != call.team.rank) asked.expert = -1;
+    return asked;
+  }
 };
 
 /// This rank's own share of one strip of an own token.
 __device__ __forceinline__ Vectors<false> weigh_own(const CombineParams& p, const OwnToken& own, int strip,
                                                     const Held& held) {
-  Asked asked = own.choice.ask;
-  if (own.choice.rank != p.call.team.rank) asked.expert = -1;
-  return weigh(p, own.entry, asked, strip, held);
+  return weigh(p, own.entry, own.asked_here(p.call), strip, held);
 }
 
 /// One strip of a token whose ranks add. `present`: ranks whose answer counts, this one included; `mine`: its own share.

@@ -110,7 +110,6 @@ __device__ __forceinline__ void push_rows(Ring& ring, const CombineParams& p, st
 
 /// Rows on their way before it is known whether they are asked for: of the first token that the next home will ask about.
 struct Guess {
-  LaneOfChoices lane;
   Item item;             ///< of each home's tokens, where it has as many as this rank
   std::int32_t entries;  ///< of the item's first token, of the homes of the lanes
   int step = 0;          ///< whose rows are on their way; 0 = none
@@ -118,8 +117,9 @@ struct Guess {
   bool one_item;         ///< the block has no other for any home
 
   __device__ __forceinline__ Guess(const CombineParams& p, const Item& at, bool only)
-      : lane(p.call), item(at), entries(-1), one_item(only) {
+      : item(at), entries(-1), one_item(only) {
     const CallParams& call = p.call;
+    const LaneOfChoices lane(call);
     if (lane.number < min(call.tokens_per_warp, call.team.num_ranks - 1) && item.first < call.max_tokens) {
       const int home = home_at(call, 1 + lane.number);
       entries = p.rows[(home * call.max_tokens + item.first) * call.top_k + lane.choice];
@@ -170,11 +170,7 @@ struct Question {
 __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& shared, const Role& role,
                                               const Turn& turn, Ring& ring, Guess& guess) {
   const CallParams& call = p.call;
-  int releases = 0;
-#pragma unroll 1
-  for (int parity = 0;; parity ^= 1) {
-    ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
-    const Round& round = shared.round[parity];
+  for_each_round(call, shared, role, [&](const Round& round) {
     const int begun = guess.begun_of(ring, round);
     const Item numbers{0, round.span.count, round.item.first_strip, round.item.end_strip};
     flow(
@@ -190,11 +186,7 @@ __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& sh
           put_answer(p, turn, round.form[round.span.of_tokens ? 0 : i], home, round.span.token_of(i), strip, sum);
         });
     if (round.chunk >= 0 && !round.last) guess.make(ring, p, role, round.span.step + 1);
-    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.span.step), round.chunk, releases);
-    if (round.last) break;
-  }
-  ring.clear();
-  tell_no_more(role, shared, releases);
+  });
 }
 
 /// A share's chunks of own tokens: handle(chunk, item).
@@ -227,10 +219,8 @@ __device__ __forceinline__ void answer_self(const CombineParams& p, const Role& 
               own.load(p, token);
             }
           }
-          Asked asked = own.choice.ask;
-          if (own.choice.rank != call.team.rank) asked.expert = -1;
-          const Vectors<false> sum =
-              weigh_rows(p, own.entry, asked, strip, [&](int row) -> const Vectors<false>& { return slot.row(row); });
+          const Vectors<false> sum = weigh_rows(p, own.entry, own.asked_here(call), strip,
+                                                [&](int row) -> const Vectors<false>& { return slot.row(row); });
           put_answer(p, turn, Form::kRecords, call.team.rank, token, strip, sum);
         });
   });

@@ -107,7 +107,7 @@ void launch_dispatch(const DispatchParams& params, int num_sms, bool early, cuda
   shape.stream = stream;
   shape.early = early;
   const bool two_at_once = p.call.warps < p.call.piece_strips;
-  if (two_at_once && p.call.routing.num_tokens > kMaxChunks && device_traits().bulk_copies) {
+  if (two_at_once && are_several_a_chunk(p.call.routing.num_tokens) && device_traits().bulk_copies) {
     shape.shared_bytes = outward::kRecordSlots * p.call.cut.record_bytes;
   }
   outward::kDispatch[fp8 ? 1 : 0][two_at_once ? 1 : 0](shape, p);

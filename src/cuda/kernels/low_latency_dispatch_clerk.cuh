@@ -267,7 +267,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, int counts_threads, const P
     note(clerk, units, item, all_steps);
     begun.units = true;
   }
-  if (records != 0 && item.first == share && most <= kMaxChunks) {  // a chunk is a token, and this is the one
+  if (records != 0 && item.first == share && !are_several_a_chunk(most)) {  // a chunk is a token, and this is the one
     all = begun.units ? false : group == ranks && most <= blocks && serves_alone(block);
 #pragma unroll 1
     for (int step = 0; step < group; ++step) {
@@ -307,7 +307,7 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   const int share = static_cast<int>(blockIdx.x);
   Begun begun{false, 0};
   bool all = false;
-  if (own_form(call, turn) == Form::kRecords && call.routing.num_tokens > kMaxChunks) {
+  if (own_form(call, turn) == Form::kRecords && are_several_a_chunk(call.routing.num_tokens)) {
     // Chunks have several tokens, here and most likely at the others: the first round is one of serve()'s.
     await_heads(call, block, turn, 0);
     ptx::barrier_sync(kCountsBarrier, counts_threads);

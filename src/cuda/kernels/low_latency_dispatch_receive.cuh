@@ -216,13 +216,17 @@ __device__ __forceinline__ void expand(const DispatchParams& p, const Target* ta
   }
 }
 
+/// Choices of number `i` of a round's span that go somewhere, bits.
+__device__ __forceinline__ unsigned hits_of(const CallParams& call, const Round& round, int i) {
+  return round.hits >> (i * call.top_k) & ((1u << (call.top_k - 1)) * 2 - 1);
+}
+
 /// The tokens of a round's span that go somewhere, one after the other: use(number, load(token)); the next one is on its way
 /// meanwhile.
 template <class Load, class Use>
 __device__ __forceinline__ void for_each_token(const CallParams& call, const Round& round, Load&& load, Use&& use) {
-  const unsigned choices_of_token = (1u << (call.top_k - 1)) * 2 - 1;
   const auto from = [&](int i) {
-    while (i < round.span.count && (round.hits >> (i * call.top_k) & choices_of_token) == 0) ++i;
+    while (i < round.span.count && hits_of(call, round, i) == 0) ++i;
     return i;
   };
   int i = from(0);
@@ -243,13 +247,12 @@ template <bool kFp8, int kWays>
 __device__ __forceinline__ void serve_records(const DispatchParams& p, const Round& round, const Role& role,
                                               const Turn& turn, const OwnStrips<kFp8, kWays>& own) {
   const CallParams& call = p.call;
-  const unsigned choices_of_token = (1u << (call.top_k - 1)) * 2 - 1;
   const std::byte* const region = region_from(call, turn, source_at(call, round.span.step));
 #pragma unroll 1
   for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += kWays * role.warps) {
     const auto put = [&](int i, const Strips<kFp8, kWays>& rows) {
-      expand<kFp8, kWays>(p, round.targets + i * call.top_k, round.hits >> (i * call.top_k) & choices_of_token, strip,
-                          role.warps, round.end_strip, rows);
+      expand<kFp8, kWays>(p, round.targets + i * call.top_k, hits_of(call, round, i), strip, role.warps,
+                          round.end_strip, rows);
     };
     if (round.span.step != 0) {
       for_each_token(
@@ -288,7 +291,6 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
                                              const Early<kFp8>& early) {
   const CallParams& call = p.call;
   Block& block = shared.block;
-  const unsigned choices_of_step = (1u << (call.top_k - 1)) * 2 - 1;
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
     ptx::barrier_sync(kRoundBarrier, role.round_threads());  // and whoever is here is through with the round before
@@ -299,7 +301,7 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
     }
 #pragma unroll 1
     for (int i = 0; i < round.span.count && !of_tokens; ++i) {
-      const unsigned choices = round.hits >> (i * call.top_k) & choices_of_step;
+      const unsigned choices = hits_of(call, round, i);
       const int step = round.span.step_of(i), token = round.span.token;
       if (choices == 0 || (role.steps >> step & 1) == 0) continue;
       const int source = source_at(call, step);

@@ -210,7 +210,7 @@ __device__ __forceinline__ void put_strip(const CallParams& call, const Turn& tu
 /// Are a block's records copied by the comm warp? One token's are sooner there by stores.
 template <int kWays>
 __device__ __forceinline__ bool comm_copies(const CallParams& call, Form form) {
-  return kCopiesRecords<kWays> && form == Form::kRecords && call.routing.num_tokens > kMaxChunks;
+  return kCopiesRecords<kWays> && form == Form::kRecords && are_several_a_chunk(call.routing.num_tokens);
 }
 
 /// Where a block's senders put rows: to the ranks themselves, or, records, into shared memory for comm.
