@@ -88,7 +88,7 @@ __device__ void gather_by_bulk_copies(const Gather& p, std::int32_t* before) {
     if (unit[i] >= 0) load(unit[i], row[i], i);
   }
   for (int step = 0; unit[0] >= 0; ++step) {
-    bulk::used_before_load();  // every reader, then the barrier, then the load (pattern J)
+    bulk::used_before_copy();  // every reader, then the barrier, then the load (pattern J)
     __syncwarp();
     if (unit[kStages - 1] >= 0) load(unit[kStages - 1], row[kStages - 1], step + kStages - 1);
     const unsigned ranks_of_token = __ballot_sync(kAllLanes, row[0] >= 0);
