@@ -76,6 +76,13 @@ __device__ __forceinline__ void store_streaming(void* to, const uint4& value) {
                : "memory");
 }
 
+// ---- fences --------------------------------------------------------------------------------------------------------
+
+/// Acquire and release among the threads of a block. (__threadfence_block() is sequentially consistent: it waits for all loads.)
+__device__ __forceinline__ void fence_block() {
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
+}
+
 // ---- proxies -------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void fence_proxy_async() {

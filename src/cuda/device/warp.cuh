@@ -26,6 +26,12 @@ __device__ __forceinline__ T* from_lane(T* pointer, int lane) {
   return reinterpret_cast<T*>(__shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(pointer), lane));
 }
 
+/// warp_index(), known to be one for all lanes: behind a branch on it the compiler need not ask whether lanes have parted. All
+/// lanes.
+__device__ __forceinline__ int uniform_warp_index() {
+  return from_lane(warp_index(), 0);
+}
+
 /// The widest access, 1 to 16 bytes, to which all of these addresses, strides and sizes are aligned.
 __host__ __device__ __forceinline__ std::uint32_t common_alignment(std::uint64_t bits) {
   const std::uint64_t lowest = bits & (~bits + 1);

@@ -32,11 +32,9 @@ int complete(CallParams& call, int num_sms, int most_warps, int all_warps, bool 
   at.left = &team.state->left;
   at.marks = team.window[team.rank] + team.layout.low_latency_mark;
 
-  for (int rank = 0; rank <= kMaxRanks; ++rank) {
-    call.first_expert[rank] = rank < ranks ? core::expert_block(call.num_experts, ranks, rank).first : call.num_experts;
-  }
   call.num_local_experts = core::expert_block(call.num_experts, ranks, team.rank).count;
-  const unsigned smaller = static_cast<unsigned>(call.num_experts / ranks);
+  call.smaller_experts = call.num_experts / ranks;
+  const unsigned smaller = static_cast<unsigned>(call.smaller_experts);
   call.larger_ranks = call.num_experts % ranks;
   call.larger_experts = call.larger_ranks * static_cast<int>(smaller + 1);
   call.larger_reciprocal = reciprocal(smaller + 1, kExpertBits);

@@ -74,9 +74,9 @@ struct CallParams {
   std::uint32_t piece_reciprocal = 0;                           ///< 2^32 / pieces, rounded up
   std::uint32_t choice_reciprocal = 0;                          ///< 2^kLaneBits / top_k, rounded up
   int tokens_per_warp = 1;                                      ///< whose choices fit the lanes of a warp
-  int first_expert[kMaxRanks + 1] = {};                         ///< of each rank's block
   int larger_experts = 0;                                       ///< experts of ranks that host one more than the others
   int larger_ranks = 0;                                         ///< those ranks
+  int smaller_experts = 0;                                      ///< experts of each of the others
   std::uint32_t larger_reciprocal = 0, smaller_reciprocal = 0;  ///< 2^kExpertBits / experts of such a rank
   int num_local_experts = 0;                                    ///< of this rank
   Team team;

@@ -30,7 +30,7 @@ struct Role {
 
   __device__ __forceinline__ explicit Role(const CallParams& call)
       : warps(call.warps), answerers(call.warps * call.groups) {
-    int index = warp_index(), group = 0;
+    int index = uniform_warp_index(), group = 0;
     answers = index < answerers;
     home = call.split ? !answers && index < answerers + warps : answers;
     const int service = index - (call.split ? answerers + warps : answerers);
@@ -90,13 +90,8 @@ struct RawChoice {
     if (lane_index() < call.top_k) *this = RawChoice(call, token, lane_index());
   }
   __device__ __forceinline__ HomeChoice read(const CallParams& call) const {
-    HomeChoice choice;
-    choice.ask.weight = weight;
-    const int expert = checked_id(call, id);
-    if (expert < 0) return choice;
-    choice.rank = rank_of(call, expert);
-    choice.ask.expert = expert - call.first_expert[choice.rank];
-    return choice;
+    const int expert = checked_id(call, id), rank = rank_of(call, max(expert, 0));
+    return {expert < 0 ? -1 : rank, {expert < 0 ? -1 : expert - first_expert(call, rank), weight}};
   }
 };
 __device__ __forceinline__ HomeChoice choice_of_lane(const CallParams& call, int token) {

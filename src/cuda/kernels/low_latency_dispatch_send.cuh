@@ -65,7 +65,7 @@ struct Role {
 
   __device__ __forceinline__ explicit Role(const CallParams& call)
       : warps(call.warps), receivers(call.warps * call.groups) {
-    const int index = warp_index();
+    const int index = uniform_warp_index();
     sends = index < warps;
     team_warp = index - warps;
     receives = !sends && team_warp < receivers;

@@ -151,7 +151,7 @@ __device__ __forceinline__ std::int64_t raw_id(const CallParams& call, int token
                                : static_cast<const std::int32_t*>(call.routing.experts)[at];
 }
 __device__ __forceinline__ int checked_id(const CallParams& call, std::int64_t raw) {
-  return raw >= 0 && raw < call.num_experts ? static_cast<int>(raw) : -1;
+  return static_cast<std::uint64_t>(raw) < static_cast<unsigned>(call.num_experts) ? static_cast<int>(raw) : -1;
 }
 /// The expert that this lane's choice of a token names, or -1.
 __device__ __forceinline__ int id_of_lane(const CallParams& call, int token) {
@@ -163,6 +163,11 @@ __device__ __forceinline__ int rank_of(const CallParams& call, int expert) {
   return beyond < 0 ? static_cast<int>(static_cast<unsigned>(expert) * call.larger_reciprocal >> kExpertBits)
                     : call.larger_ranks +
                           static_cast<int>(static_cast<unsigned>(beyond) * call.smaller_reciprocal >> kExpertBits);
+}
+
+/// The first expert of a rank: what core::expert_block() says, without a look at a table.
+__device__ __forceinline__ int first_expert(const CallParams& call, int rank) {
+  return rank * call.smaller_experts + min(rank, call.larger_ranks);
 }
 
 /// Choices of several tokens or sources in the lanes of a warp: lane i holds choice i % top_k of number i / top_k.

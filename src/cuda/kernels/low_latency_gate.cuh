@@ -55,14 +55,14 @@ __device__ inline bool pass_gate(const CallParams& call, Block& block, const Tur
 
 /// One warp tells the block how the gate is.
 __device__ __forceinline__ void tell_gate(Block& block, bool open) {
-  __threadfence_block();  // num_extra first
+  ptx::fence_block();  // num_extra first
   tell(block.gate, open ? 1 : 2);
 }
 /// Another warp, before it asks for whom else its block serves; all lanes get one answer. The gate's own wait has a limit.
 [[nodiscard]] __device__ __forceinline__ bool gate_opens(const Block& block) {
   int gate = 0;
   while (gate == 0) gate = from_lane(look_at(block.gate), 0);
-  __threadfence_block();
+  ptx::fence_block();  // num_extra was there first
   return gate == 1;
 }
 
@@ -70,7 +70,7 @@ __device__ __forceinline__ void tell_gate(Block& block, bool open) {
 /// lanes that looked at different times would go different ways, and a barrier would count them as two warps.
 [[nodiscard]] __device__ __forceinline__ bool serves_alone(const Block& block) {
   const int gate = look_at(block.gate);
-  __threadfence_block();  // num_extra was there first
+  ptx::fence_block();  // num_extra was there first
   return from_lane(gate == 1 && look_at(block.num_extra) == 0 ? 1 : 0, 0) != 0;
 }
 /// Calls serve(share) for the shares of blocks that have retreated, and before for this block's own if `own`. The gate has

@@ -74,7 +74,7 @@ __device__ __forceinline__ Place take_place(const CallParams& call, std::int32_t
   __syncwarp();  // the next token finds the histogram complete
   if (id < 0) return {};
   const int home = rank_of(call, id);
-  return {home, static_cast<std::uint32_t>(id - call.first_expert[home]) << kPositionBits |
+  return {home, static_cast<std::uint32_t>(id - first_expert(call, home)) << kPositionBits |
                     static_cast<std::uint32_t>(position)};
 }
 
@@ -102,7 +102,7 @@ __device__ inline void send_counts(const CallParams& call, const Turn& turn, uns
     const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
     std::byte* const region = region_to(call, turn, rank);
-    const int first = call.first_expert[rank], count = call.first_expert[rank + 1] - first;
+    const int first = first_expert(call, rank), count = first_expert(call, rank + 1) - first;
 #pragma unroll 1
     for (int local = thread; local < most; local += threads) {
       protocol::put_count(word_in(call, region, 1 + static_cast<unsigned>(local)), turn.number,

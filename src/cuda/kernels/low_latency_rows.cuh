@@ -15,8 +15,10 @@ namespace anyep::cuda::low_latency {
 
 /// Which row of a slab an entry of the table names. Checked: the table is the caller's memory.
 __device__ __forceinline__ bool is_row(const CombineParams& p, std::int32_t entry) {
-  return entry >= 0 && entry >> kRowBits < p.call.num_local_experts &&
-         (entry & ((1 << kRowBits) - 1)) < p.call.team.num_ranks * p.call.max_tokens;
+  // Without branches; a negative entry is no expert.
+  const auto expert = static_cast<unsigned>(entry >> kRowBits), row = static_cast<unsigned>(entry) & ((1u << kRowBits) - 1);
+  return (expert < static_cast<unsigned>(p.call.num_local_experts)) &
+         (row < static_cast<unsigned>(p.call.team.num_ranks * p.call.max_tokens));
 }
 __device__ __forceinline__ const std::byte* row_at(const CombineParams& p, std::int32_t entry) {
   return p.x + (entry >> kRowBits) * p.x_expert_stride + (entry & ((1 << kRowBits) - 1)) * p.x_row_stride;
@@ -133,9 +135,14 @@ struct Held {
 __device__ __forceinline__ void load_rows(const CombineParams& p, std::int32_t entry, int strip, Held& held) {
   const std::byte* const row = row_at(p, max(entry, 0));
   const unsigned hits = __ballot_sync(kAllLanes, entry >= 0);
+  const bool here = element_of<false>(strip, 0) < p.call.hidden;
+  // All addresses first: a shuffle behind a branch asks whether lanes have parted.
+  const std::byte* at[kHeldRows];
+#pragma unroll
+  for (int i = 0; i < kHeldRows; ++i) at[i] = from_lane(row, i) + element_of<false>(strip, 0) * 2;
 #pragma unroll
   for (int i = 0; i < kHeldRows; ++i) {
-    if ((hits >> i & 1) != 0) load_strip<false>(from_lane(row, i), p.call.hidden, strip, held.rows[i]);
+    held.rows[i].at[0] = here && (hits >> i & 1) != 0 ? ptx::load_l2(at[i]) : make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -165,10 +172,13 @@ __device__ __forceinline__ Vectors<false> weigh_rows(const CombineParams& p, std
   const unsigned hits = __ballot_sync(kAllLanes, entry >= 0);
   const bool differs = asked.expert != (entry >= 0 ? entry >> kRowBits : -1);
   if (hits >> kHeldRows != 0 || __any_sync(kAllLanes, differs)) return weigh_slowly(p, entry, asked, strip);
+  float weights[kHeldRows];
+#pragma unroll
+  for (int i = 0; i < kHeldRows; ++i) weights[i] = from_lane(asked.weight, i);
   Sums<false> sums;
 #pragma unroll
   for (int i = 0; i < kHeldRows; ++i) {
-    if ((hits >> i & 1) != 0) add_weighted(sums, row(i), from_lane(asked.weight, i));
+    if ((hits >> i & 1) != 0) add_weighted(sums, row(i), weights[i]);
   }
   return rounded(sums);
 }
