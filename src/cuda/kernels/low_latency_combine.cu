@@ -74,6 +74,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // it is known where to
       send_choices<kTravel == Travel::kLogFmt>(p, shared, role, turn);
     } else if (role.answers) {
+      if (ahead.home >= 0) answer_early(p, shared, turn, ahead, held);
       answer_rounds(p, shared, role, turn, ahead, held);
     }
     if (is_refresh(turn.number) && role.answers) [[unlikely]] {
@@ -148,7 +149,8 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
     send_asks(call, turn, ranks, lane_index() < call.top_k, at, first.read(call));
   }
   if (sends) {
-    if (lane_index() == 0) shared.ranks = ranks;
+    ptx::fence_block();  // those that answer may not wait for the barrier: the marks have been acquired
+    if (lane_index() == 0) *static_cast<volatile unsigned*>(&shared.ranks) = ranks | kRanksKnown;
     ptx::barrier_arrive(kTurnBarrier, all_threads());
     if constexpr (kTravel != Travel::kAnswers) {
       ptx::barrier_sync(kRoundBarrier, role.answer_threads());
@@ -172,6 +174,10 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   __shared__ Shared shared;
   const CallParams& call = p.call;
   clear(shared.block);
+  if (threadIdx.x == 0) {
+    shared.posted = 0;
+    shared.ranks = 0;
+  }
   __syncthreads();
   const Role role(call);
   if (role.comm) {

@@ -62,9 +62,14 @@ struct Release {
   int chunk;  ///< -1 = nothing this time
 };
 
+/// Set beside the bits in Shared::ranks as soon as they are known.
+constexpr unsigned kRanksKnown = 1u << 31;
+static_assert(kMaxRanks < 31);
+
 struct Shared {
   Block block;
-  unsigned ranks;  ///< that this block may send to
+  int posted;      ///< 1 = the clerk has told the first round
+  unsigned ranks;  ///< that this block may send to, bits
   Round round[2];  ///< this round and the next
   Release release[2];
   unsigned present[2];  ///< ranks whose flag of a chunk has come
@@ -194,11 +199,56 @@ __device__ __forceinline__ void for_each_round(const CallParams& call, Shared& s
 struct Ahead {
   int home = -1, token = -1, strip = -1;
   std::int32_t entry = -1;
+  bool answered = false;
 };
+
+/// What a home asks about a choice: word 0 {epoch, form of the home's rows (16), local expert (16)}, word 1 {epoch, weight}.
+constexpr int kAskBits = 16;
+constexpr std::uint32_t kNotHere = (1u << kAskBits) - 1;
+static_assert(kMaxExperts < kNotHere);
+__device__ __forceinline__ std::uint32_t make_ask(Form form, int expert, bool here) {
+  return static_cast<std::uint32_t>(form) << kAskBits | (here ? static_cast<std::uint32_t>(expert) : kNotHere);
+}
+__device__ __forceinline__ Form form_of_ask(std::uint64_t word) {
+  return static_cast<Form>(static_cast<std::uint32_t>(word) >> kAskBits);
+}
+/// Checked: -1 unless this rank has that expert.
+__device__ __forceinline__ Asked read_ask(const CallParams& call, std::uint64_t expert, std::uint64_t weight) {
+  const std::uint32_t local = static_cast<std::uint32_t>(expert) & kNotHere;
+  return {local < static_cast<std::uint32_t>(call.num_local_experts) ? static_cast<int>(local) : -1,
+          __uint_as_float(static_cast<std::uint32_t>(weight))};
+}
+
+/// Those that answer, until the clerk knows more: the first answer of a warp needs no round where the home asks in time. Not for
+/// homes whose rows are records: their flags go by rounds.
+__device__ __forceinline__ void answer_early(const CombineParams& p, Shared& shared, const Turn& turn, Ahead& ahead,
+                                             const Held& held) {
+  const CallParams& call = p.call;
+  const std::byte* const words = reinterpret_cast<const std::byte*>(
+      &word_in(call, region_from(call, turn, ahead.home),
+               call.cut.table_word(static_cast<unsigned>(ahead.token), min(lane_index(), call.top_k - 1))));
+  std::uint64_t expert = 0, weight = 0;
+  unsigned ranks = 0;
+  for (bool there = false; !there;) {  // the clerk's wait has a limit
+    ptx::load_two_words(words, expert, weight);
+    ranks = *static_cast<const volatile unsigned*>(&shared.ranks);
+    there = __all_sync(kAllLanes, is_fresh(expert, turn.number) && is_fresh(weight, turn.number) &&
+                                      (ranks & kRanksKnown) != 0) != 0;
+    if (!there && any_lane(look_at(shared.posted) != 0)) return;
+  }
+  ptx::fence_block();  // whoever said which ranks has acquired their marks (pattern F, litmus slot-reuse-cta)
+  const auto form = static_cast<Form>(from_lane(static_cast<int>(form_of_ask(expert)), 0));
+  if (form == Form::kRecords) return;
+  ahead.answered = true;
+  Asked asked;
+  if (lane_index() < call.top_k) asked = read_ask(call, expert, weight);
+  if ((ranks >> ahead.home & 1) == 0 || !__any_sync(kAllLanes, asked.expert >= 0)) return;
+  put_answer(p, turn, form, ahead.home, ahead.token, ahead.strip, weigh(p, ahead.entry, asked, ahead.strip, held));
+}
 
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.
 __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Role& role,
-                                              const Turn& turn, Ahead ahead, Held& held) {
+                                              const Turn& turn, Ahead& ahead, Held& held) {
   const CallParams& call = p.call;
   for_each_round(call, shared, role, [&](const Round& round) {
 #pragma unroll 1
@@ -214,6 +264,7 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
       if (home != ahead.home || token != ahead.token) entry = RawEntry(p, home, token).read(p);
 #pragma unroll 1
       for (int strip = round.item.first_strip + role.warp; strip < round.item.end_strip; strip += role.warps) {
+        if (ahead.answered && home == ahead.home && token == ahead.token && strip == ahead.strip) continue;
         if (home != ahead.home || token != ahead.token || strip != ahead.strip) {
           load_rows(p, entry, strip, held);
           ahead.strip = -1;  // what was held ahead is gone

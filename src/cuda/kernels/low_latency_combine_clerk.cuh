@@ -11,11 +11,12 @@ namespace anyep::cuda::low_latency::homeward {
 __device__ __forceinline__ void send_asks(const CallParams& call, const Turn& turn, unsigned ranks, bool mine,
                                           std::uint64_t at, const HomeChoice& choice) {
   if (!mine) return;
+  const Form form = own_form(call, turn);
 #pragma unroll 1
   for (int step = 1; step < call.team.num_ranks; ++step) {
     const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
-    const std::uint32_t expert = choice.rank == rank ? static_cast<std::uint32_t>(choice.ask.expert) : ~0u;
+    const std::uint32_t expert = make_ask(form, choice.ask.expert, choice.rank == rank);
     ptx::store_two_words(region_to(call, turn, rank) + at, make_word(expert, turn.number),
                          make_word(__float_as_uint(choice.ask.weight), turn.number));
   }
@@ -101,11 +102,7 @@ __device__ __forceinline__ Found find(const Clerk<kStaged>& clerk, const Span& s
     }
     found.head = read_head(call, block, turn, home, came && protocol::count_epoch(seen) == turn.number, seen);
     found.here = token < found.head.tokens && is_fresh(expert, turn.number) && is_fresh(weight, turn.number);
-    const auto local = static_cast<std::uint32_t>(expert);
-    if (found.here && local < static_cast<std::uint32_t>(call.num_local_experts)) {
-      found.asked.expert = static_cast<int>(local);
-      found.asked.weight = __uint_as_float(static_cast<std::uint32_t>(weight));
-    }
+    if (found.here) found.asked = read_ask(call, expert, weight);
   }
   __syncwarp();
   return found;
@@ -126,6 +123,7 @@ __device__ __forceinline__ void emit(Clerk<kStaged>& clerk, const Found& found, 
     round.chunk = chunk;
     round.last = last;
     round.asks = asks;
+    tell(clerk.shared.posted, 1);
   }
   if (clerk.lane.choice == 0 && clerk.lane.number < (span.of_tokens ? 1 : span.count)) {
     round.form[clerk.lane.number] = found.head.form;
@@ -194,6 +192,7 @@ __device__ __forceinline__ void post_last(Clerk<kStaged>& clerk) {
     clerk.shared.round[clerk.parity].span.count = 0;
     clerk.shared.round[clerk.parity].chunk = -1;
     clerk.shared.round[clerk.parity].last = true;
+    tell(clerk.shared.posted, 1);
   }
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }
