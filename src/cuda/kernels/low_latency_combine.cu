@@ -57,6 +57,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       own_choice = RawChoice(call, own.first);
     }
     turn = find_turn(call);
+    if (sends) ptx::barrier_arrive(kTurnBarrier, all_threads());
     if (any_own) {
       mine.own.token = own.first;
       mine.own.entry = own_entry.read(p);
@@ -69,8 +70,8 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
     load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
   }
   if (sends) {
-    ptx::barrier_arrive(kTurnBarrier, all_threads());
     if constexpr (kPerChoice) {
+      ptx::barrier_arrive(kTurnBarrier, all_threads());
       ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // it is known where to
       send_choices<kTravel == Travel::kLogFmt>(p, shared, role, turn);
     } else if (role.answers) {
@@ -83,10 +84,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
   }
   if (!receives || !role.home) return;
   if (kPerChoice) ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // the heads are there
-  if (!kPerChoice && !role.answers) {
-    ptx::barrier_sync(kHeadsBarrier, role.home_threads() + kLanes);
-    if (!serves_alone(block)) (void)gate_opens(block);
-  }
+  if (!kPerChoice && waits_for_heads(call)) ptx::barrier_sync(kHeadsBarrier, role.home_threads() + kLanes);
   if (any_lane(retreats(block))) return;
   int parity = 0;
   for_each_share(block, true, [&](int share) {
@@ -104,6 +102,7 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
   Block& block = shared.block;
   enter(call, block);
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
+    let_next_start();
     if (lane_index() == 0) tell_gate(block, true);
     return;
   }
@@ -116,13 +115,14 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
     turn = find_turn(call);
   }
   ptx::barrier_sync(kTurnBarrier, all_threads());
+  let_next_start();
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
-  if (is_clerk_block()) release_marks(call, turn, ranks);
   // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
   if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn);
   if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
   __syncwarp();
+  if (is_clerk_block()) release_marks(call, turn, ranks);  // nobody waits for them in this turn
   if (kTravel == Travel::kAnswers) release_chunks(call, role, shared, turn);
 }
 

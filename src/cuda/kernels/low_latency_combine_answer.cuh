@@ -44,6 +44,11 @@ struct Role {
   __device__ int home_threads() const { return warps * kLanes; }
 };
 
+/// Do warps at home that do not answer wait until it is known which ranks take part? Without masks all do.
+__device__ __forceinline__ bool waits_for_heads(const CallParams& call) {
+  return call.split && call.team.masked != nullptr;
+}
+
 /// What the clerk tells those that answer.
 struct Round {
   Span span;             ///< of homes

@@ -199,7 +199,7 @@ __device__ __forceinline__ void post_last(Clerk<kStaged>& clerk) {
 
 /// The clerk tells the warps at home whose answers count, where those do not hear of it by its rounds.
 __device__ __forceinline__ void tell_home(const CallParams& call) {
-  if (call.split) ptx::barrier_arrive(kHeadsBarrier, (call.warps + 1) * kLanes);
+  if (waits_for_heads(call)) ptx::barrier_arrive(kHeadsBarrier, (call.warps + 1) * kLanes);
 }
 
 /// All that a clerk does while the experts' rank adds.

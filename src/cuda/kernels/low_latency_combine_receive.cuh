@@ -7,20 +7,30 @@
 
 namespace anyep::cuda::low_latency::homeward {
 
-/// A strip of a rank's answer. False: it will not come.
+/// Ranks whose answers count, bits, this one included. Where masks are allowed, the clerk has found out.
+__device__ __forceinline__ unsigned answering(const CallParams& call, const Block& block) {
+  return call.team.masked == nullptr ? (1u << call.team.num_ranks) - 1 : block.present;
+}
+
+/// A strip of a rank's answer. False: it will not come, or this block retreats.
 __device__ __forceinline__ bool take_answer(const CallParams& call, Block& block, const Turn& turn, Form form, int rank,
                                             int token, int strip, Strip<1, 0>& answer) {
   const std::byte* const region = region_from(call, turn, rank);
   bool came = true;
   if (form == Form::kWords) {
     const std::byte* const from = region + call.at.words + call.cut.row_word(token, strip) * 8;
-    came = await(call, block, turn, rank, kWaitInReceive, [&] { return load_words(from, answer, turn.number); });
+    (void)await(call, block, turn, rank, kWaitInReceive, [&] {
+      came = load_words(from, answer, turn.number);
+      return came || retreats(block);
+    });
     came = __all_sync(kAllLanes, came);
   } else if (form == Form::kPackets) {
     const std::byte* const from = region + call.at.packets + call.cut.packet(token, strip) * 16;
     Packets<1> packets;
-    came =
-        await(call, block, turn, rank, kWaitInReceive, [&] { return load_packets<1, 0>(from, packets, turn.number); });
+    (void)await(call, block, turn, rank, kWaitInReceive, [&] {
+      came = load_packets<1, 0>(from, packets, turn.number);
+      return came || retreats(block);
+    });
     came = __all_sync(kAllLanes, came);
     unpack(packets, answer);
   } else {
@@ -70,23 +80,28 @@ __device__ __forceinline__ void add_answers(const CombineParams& p, Block& block
     const int rank = __ffs(static_cast<int>(hosts)) - 1;
     Strip<1, 0> answer;
     answer.data[0] = mine.at[0];
-    if (rank != call.team.rank && !take_answer(call, block, turn, form, rank, own.token, strip, answer)) continue;
+    if (rank != call.team.rank && !take_answer(call, block, turn, form, rank, own.token, strip, answer)) {
+      if (any_lane(retreats(block))) return;  // whoever serves in its place has all of them
+      continue;
+    }
     add(total, Vectors<false>{{answer.data[0]}});
   }
   store_strip<false>(p.out + own.token * p.out_row_stride, call.hidden, strip, rounded(total));
 }
 
-/// Those of the `wanted` ranks whose flag of a chunk has come, bits. One warp waits, a rank per lane; all at home get its answer
-/// (`wanted` is that warp's), and its acquires (pattern B).
+/// Those of the `wanted` ranks whose flag of a chunk has come, bits, or kLeaves: this block retreats. One warp waits, a rank per lane;
+/// all at home get its answer (`wanted` is that warp's), and its acquires (pattern B).
+constexpr unsigned kLeaves = 1u << 31;
 __device__ __forceinline__ unsigned await_chunk(const CallParams& call, Shared& shared, const Role& role,
                                                 const Turn& turn, int chunk, unsigned wanted, int& parity) {
   Block& block = shared.block;
   if (role.warp == 0) {
     const int rank = lane_index();
-    bool came = (wanted & block.present) >> rank & 1;
+    bool came = (wanted & answering(call, block)) >> rank & 1;
     if (came) came = await_flag(call, block, turn, rank, chunk);
     const unsigned present = __ballot_sync(kAllLanes, came);
-    if (rank == 0) shared.present[parity] = present;
+    const bool leaves = any_lane(retreats(block));
+    if (rank == 0) shared.present[parity] = leaves ? kLeaves : present;
   }
   ptx::barrier_sync(kHomeBarrier, role.home_threads());
   const unsigned present = shared.present[parity];
@@ -112,10 +127,11 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
 #pragma unroll 1
   for (int at = share; at < num_items(call, in_records, tokens); at += static_cast<int>(gridDim.x)) {
     const Item item = item_of(call, in_records, tokens, at);
-    unsigned present = block.present;
+    unsigned present = answering(call, block);
     if (in_records) {
       const unsigned me = 1u << call.team.rank;
       present = await_chunk(call, shared, role, turn, at, ~me, parity) | me;
+      if ((present & kLeaves) != 0) return;
     }
 #pragma unroll 1
     for (int token = item.first; token < item.end; ++token) {

@@ -27,6 +27,7 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
   Block& block = shared.block;
   enter(call, block);
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
+    let_next_start();
     if (lane_index() == 0) tell_gate(block, true);
     return;
   }
@@ -34,11 +35,13 @@ __device__ __forceinline__ void communicate(const CallParams& call, Shared& shar
   const Turn turn = start(call, block, Signs(call, block), ranks);
   if (is_clerk_block()) send_heads(call, turn, ranks);
   ptx::barrier_sync(kTurnBarrier, all_threads());
+  let_next_start();
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
   release_chunks<kWays>(call, shared, slots, turn, ranks, role);
-  if (is_clerk_block()) release_marks(call, turn, ranks);
   if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
+  __syncwarp();
+  if (is_clerk_block()) release_marks(call, turn, ranks);  // last: a release waits for all that its SM has stored
 }
 
 template <bool kFp8, int kWays>
@@ -81,7 +84,12 @@ __global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
     // Of sources before the last one, where rows of later ones begin; of all, for the caller.
     const int sources = is_clerk_block() ? call.team.num_ranks : call.team.num_ranks - 1;
     gather_counts(call, shared, turn, sources, role.team_thread(), role.receivers * kLanes);
-    ptx::barrier_arrive(kCountsBarrier, counts_threads);
+    if (is_clerk_block() && !clerk_writes_counts(call)) {
+      ptx::barrier_sync(kCountsBarrier, counts_threads);  // what the other receivers have gathered
+      write_counts(p, shared, role.team_thread(), role.receivers * kLanes);
+    } else {
+      ptx::barrier_arrive(kCountsBarrier, counts_threads);
+    }
     early = look_early<kFp8>(call, shared, role, turn);
   }
   serve_rounds<kFp8, kWays>(p, shared, role, turn, own, early);

@@ -140,7 +140,9 @@ __device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int ch
     came = await_flag(clerk.p.call, clerk.shared.block, clerk.turn, source_at(clerk.p.call, step), chunk);
   }
   // Pattern B, by the barrier of the round for all. Not there: a peer that died in mid-send, or this block is broken.
-  if (!__all_sync(kAllLanes, came)) found.row = -1;
+  if (__all_sync(kAllLanes, came)) return;
+  found.row = -1;
+  if (any_lane(retreats(clerk.shared.block))) found.asked = false;  // whoever serves in its place says where it went
 }
 
 /// What a clerk has done of its block's own share before serve() does the rest.
@@ -233,7 +235,7 @@ static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared&
       if (share != static_cast<int>(gridDim.x) - 1) return;
       gather_counts(p.call, shared, turn, p.call.team.num_ranks, lane_index(), kLanes);
       __syncwarp();
-      write_counts(p, shared);
+      write_counts(p, shared, lane_index(), kLanes);
     });
   }
   return clerk.parity;
@@ -251,12 +253,12 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, int counts_threads, const P
   Found ahead;
   const Span all_steps = Span::steps(0, group, item.first);
   const std::uint32_t value = ask(clerk, all_steps, own, ahead);
-  ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
-  locate(clerk, all_steps, value, ahead);
   const bool here = clerk.lane.number < group;
   const bool in_records = here && ahead.head.form == Form::kRecords;
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
+  ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
+  locate(clerk, all_steps, value, ahead);
   Begun begun{false, 0};
   all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
   if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
@@ -317,7 +319,7 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   if (!begun.whole_share) clerk.parity = serve(p, shared, turn, clerk.round_threads, clerk.parity, share, begun);
   // A block that retreats may not know who has how many: whoever serves in its place forgets.
   if (p.rows != nullptr && !any_lane(retreats(block))) forget_rest(p, block, share);
-  if (is_clerk_block()) write_counts(p, shared);
+  if (is_clerk_block() && clerk_writes_counts(call)) write_counts(p, shared, lane_index(), kLanes);
   if (all) return;
   if (!serves_alone(block)) clerk.parity = serve_others(p, shared, turn, round_threads, clerk.parity);
   post(clerk, true);

@@ -63,8 +63,12 @@ __device__ __forceinline__ void gather_counts(const CallParams& call, Shared& sh
   }
 }
 
-/// The clerk of the clerk block, or of the one that serves in its place: counts, ranges and statistics for the caller.
-__device__ __forceinline__ void write_counts(const DispatchParams& p, const Shared& shared) {
+/// Who writes the counts for the caller: with masks it must be known who takes part, and the clerk knows.
+__device__ __forceinline__ bool clerk_writes_counts(const CallParams& call) {
+  return call.team.masked != nullptr;
+}
+/// Threads [0, threads) of the clerk block, or of the one that serves in its place: counts, ranges and statistics for the caller.
+__device__ inline void write_counts(const DispatchParams& p, const Shared& shared, int thread, int threads) {
   const CallParams& call = p.call;
   const Block& block = shared.block;
   const int ranks = call.team.num_ranks, experts = call.num_local_experts;
@@ -72,14 +76,14 @@ __device__ __forceinline__ void write_counts(const DispatchParams& p, const Shar
   if (!gate_opens(block) || any_lane(look_at(block.broken) != 0)) return;
   constexpr int kUnroll = 4;
 #pragma unroll 1
-  for (int first = lane_index(); first < experts; first += kUnroll * kLanes) {
+  for (int first = thread; first < experts; first += kUnroll * threads) {
     std::int32_t rows[kUnroll] = {};
 #pragma unroll 1
     for (int source = 0; source < ranks; ++source) {
-      const bool present = (block.present >> source & 1) != 0;
+      const bool present = !clerk_writes_counts(call) || (block.present >> source & 1) != 0;
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
-        const int expert = first + i * kLanes;
+        const int expert = first + i * threads;
         if (expert >= experts) break;
         const std::int32_t count = present ? shared.counts[source * experts + expert] : 0;
         p.range[expert * ranks + source] = static_cast<std::int64_t>(rows[i]) << 32 | count;
@@ -88,7 +92,7 @@ __device__ __forceinline__ void write_counts(const DispatchParams& p, const Shar
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int expert = first + i * kLanes;
+      const int expert = first + i * threads;
       if (expert >= experts) break;
       p.counts[expert] = rows[i];
       if (p.received != nullptr) p.received[expert] += rows[i];

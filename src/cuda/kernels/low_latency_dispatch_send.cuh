@@ -52,6 +52,7 @@ struct Shared {
   std::uint8_t owner[kMaxExperts];               ///< the clerk's: of a token's choices of an expert, one
   std::int32_t counts[kMaxExperts + kMaxRanks];  ///< [source][local expert]: tokens that sources bring
   unsigned hosts[kRecordSlots];                  ///< ranks that a record goes to, bits
+  unsigned ranks;                                ///< that the clerk may send to, bits
 };
 
 /// Who a warp is.
@@ -458,12 +459,16 @@ __device__ __forceinline__ Turn send_tables(const CallParams& call, Shared& shar
   const std::int64_t id = has_choice ? raw_id(call, item.first, lane_index()) : -1;
   unsigned strays = 0, ranks = 0;
   Turn turn{};
-  if (role.clerk) turn = start(call, block, Signs(call, block), ranks);  // meanwhile the receivers count
-  if (counted != 0) {
-    if (role.receives) strays = count_tokens(call, shared.histogram, 0, counted, role.team_warp, role.receivers);
-    ptx::barrier_sync(kTeamBarrier, role.team_threads());
+  if (role.clerk) {  // meanwhile the receivers count
+    turn = start(call, block, Signs(call, block), ranks);
+    if (lane_index() == 0) shared.ranks = ranks;
+  } else {
+    const std::uint32_t last = *static_cast<const volatile std::uint32_t*>(call.at.turn);  // on its way
+    if (counted != 0) strays = count_tokens(call, shared.histogram, 0, counted, role.team_warp, role.receivers);
+    turn = turn_after(call, from_lane(last, 0));
   }
-  if (role.receives) turn = counts_all ? start(call, block, Signs(call, block), ranks) : find_turn(call);
+  if (counted != 0 || counts_all) ptx::barrier_sync(kTeamBarrier, role.team_threads());
+  if (counts_all) ranks = shared.ranks;
   ptx::barrier_arrive(kTurnBarrier, all_threads());
   knows = any && (in_records || !is_refresh(turn.number));
   if (role.clerk && knows) {

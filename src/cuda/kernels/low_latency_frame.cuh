@@ -267,13 +267,18 @@ template <class Ready>
   });
 }
 
-/// One thread waits for a flag of this turn. Compared for equality: four regions cannot be ahead. Pattern B'.
+/// One thread waits for a flag of this turn, unless its block retreats. Compared for equality: four regions cannot be ahead. Pattern
+/// B'.
 [[nodiscard]] __device__ __forceinline__ bool await_flag(const CallParams& call, Block& block, const Turn& turn,
                                                          int source, int chunk) {
   std::uint64_t& flag = flag_in(region_from(call, turn, source), chunk);
   const std::uint64_t wanted = mark_of(call, turn);
-  return await(call, block, turn, source, kWaitInReceive,
-               [&] { return protocol::Shared(flag).load(protocol::kAcquire) == wanted; });
+  bool there = false;
+  (void)await(call, block, turn, source, kWaitInReceive, [&] {
+    there = protocol::Shared(flag).load(protocol::kAcquire) == wanted;
+    return there || retreats(block);
+  });
+  return there;
 }
 
 static __device__ __noinline__ void refuse(const CallParams& call, Block& block, int peer, std::uint64_t expected,
@@ -306,10 +311,15 @@ static __device__ __noinline__ void find_dead(const CallParams& call, Block& blo
 /// Every thread, when its warp has computed what follows from the parameters alone (where launches overlap, that costs
 /// nothing): until the launches in front of this one are over.
 __device__ __forceinline__ void enter(const CallParams& call, Block& block) {
-  ptx::grid_dependency_wait();  // in this order: at most one launch waits ahead
-  ptx::grid_dependents_launch();
+  ptx::grid_dependency_wait();
   if (call.team.masked != nullptr) [[unlikely]]
     find_dead(call, block);
+}
+
+/// One warp of a block, behind enter(), so that at most one launch waits ahead, and when the block's rows are on their way: the
+/// next launch's start would hold up this one's.
+__device__ __forceinline__ void let_next_start() {
+  ptx::grid_dependents_launch();
 }
 
 __device__ __forceinline__ Turn turn_after(const CallParams& call, std::uint32_t last) {

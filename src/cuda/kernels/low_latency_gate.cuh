@@ -73,14 +73,16 @@ __device__ __forceinline__ void tell_gate(Block& block, bool open) {
   ptx::fence_block();  // num_extra was there first
   return from_lane(gate == 1 && look_at(block.num_extra) == 0 ? 1 : 0, 0) != 0;
 }
-/// Calls serve(share) for the shares of blocks that have retreated, and before for this block's own if `own`. The gate has
-/// opened. One call site: what is inlined there is large.
+/// Calls serve(share) for the shares of blocks that have retreated; the gate has opened. `own`: for this block's own share before,
+/// for which it need not have. One call site: what is inlined there is large.
 template <class Serve>
 __device__ __forceinline__ void for_each_share(const Block& block, bool own, Serve&& serve) {
-  const int others = block.num_extra == 0 ? 0 : static_cast<int>(gridDim.x);
+  const auto all = [&] { return block.num_extra == 0 ? 0 : static_cast<int>(gridDim.x); };
+  int others = own ? 0 : all();
 #pragma unroll 1
   for (int i = own ? -1 : 0; i < others; ++i) {
     if (i < 0 || (block.extra[i / 32] >> (i % 32) & 1) != 0) serve(i < 0 ? static_cast<int>(blockIdx.x) : i);
+    if (i < 0 && !serves_alone(block) && gate_opens(block)) others = all();
   }
 }
 
