@@ -35,12 +35,15 @@ inline constexpr std::uint64_t kAlignment = 128;
 
 enum class Form : int { kWords, kPackets, kRecords };
 
+/// First word behind the head, 16-byte aligned.
+inline constexpr std::uint32_t kCountsAt = 2;
+
 /// What crosses the wire per row and choice; both ends compute it from the call alone.
 struct Cut {
   int strips = 0;                 ///< per row
   int words_per_strip = 0;        ///< as words
   int packets_per_strip = 0;      ///< as packets
-  std::uint64_t table_words = 0;  ///< first word of the table [tokens][top_k][words_per_choice]
+  std::uint64_t table_words = 0;  ///< first word of the table [tokens][top_k][words_per_choice]; before it head and counts
   int words_per_choice = 0;       ///< dispatch 1, combine 2
   int top_k = 0;
   std::uint64_t record_bytes = 0;  ///< stride of rows as records
@@ -50,6 +53,11 @@ struct Cut {
   /// its own batch.
   std::uint32_t row_words = 0;
 
+  /// Counts lie two to 16 bytes, the last one padded.
+  ANYEP_HD constexpr std::uint32_t count_word(std::uint32_t local_expert) const { return kCountsAt + local_expert; }
+  ANYEP_HD constexpr std::uint32_t count_pairs() const {
+    return (static_cast<std::uint32_t>(table_words) - kCountsAt) / 2;
+  }
   // In 32 bits: an address is on the way of every wait.
   ANYEP_HD constexpr std::uint32_t table_word(std::uint32_t token, int choice) const {
     return static_cast<std::uint32_t>(table_words) +
@@ -95,7 +103,7 @@ ANYEP_HD constexpr Cut dispatch_cut(std::int64_t hidden, bool fp8, int most_loca
   cut.strips = num_strips(hidden);
   cut.words_per_strip = fp8 ? 132 : 256;
   cut.packets_per_strip = fp8 ? 44 : 86;
-  cut.table_words = 1 + static_cast<unsigned>(most_local_experts);
+  cut.table_words = kCountsAt + core::round_up(static_cast<unsigned>(most_local_experts), 2u);
   cut.words_per_choice = 1;
   cut.top_k = top_k;
   cut.record_bytes = static_cast<unsigned>(cut.strips) * (fp8 ? 512u + 16u : 1024u);
@@ -111,7 +119,7 @@ ANYEP_HD constexpr Cut combine_cut(std::int64_t hidden, bool logfmt, bool per_ch
   cut.strips = num_strips(hidden, logfmt ? kStripElements : kSumElements);
   cut.words_per_strip = 128;
   cut.packets_per_strip = 43;
-  cut.table_words = 2;
+  cut.table_words = kCountsAt;
   cut.words_per_choice = 2;
   cut.top_k = per_choice ? 0 : top_k;  // nobody asks
   cut.rows_per_token = per_choice ? (top_k < most_local_experts ? top_k : most_local_experts) : 1;

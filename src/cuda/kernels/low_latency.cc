@@ -33,6 +33,7 @@ int complete(CallParams& call, int num_sms, int most_warps, int all_warps, bool 
   at.marks = team.window[team.rank] + team.layout.low_latency_mark;
 
   call.num_local_experts = core::expert_block(call.num_experts, ranks, team.rank).count;
+  call.count_reciprocal = reciprocal(static_cast<unsigned>((call.num_local_experts + 1) / 2), kExpertBits);
   call.smaller_experts = call.num_experts / ranks;
   const unsigned smaller = static_cast<unsigned>(call.smaller_experts);
   call.larger_ranks = call.num_experts % ranks;

@@ -79,6 +79,7 @@ struct CallParams {
   int smaller_experts = 0;                                      ///< experts of each of the others
   std::uint32_t larger_reciprocal = 0, smaller_reciprocal = 0;  ///< 2^kExpertBits / experts of such a rank
   int num_local_experts = 0;                                    ///< of this rank
+  std::uint32_t count_reciprocal = 0;                           ///< 2^kExpertBits / pairs of counts of a source
   Team team;
   Progress* progress = nullptr;
   Layout layout;  ///< Layout::make(team.layout.low_latency_bytes, num_ranks)

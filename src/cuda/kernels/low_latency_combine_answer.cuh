@@ -338,13 +338,8 @@ static __device__ __noinline__ void forget_unwritten(const CombineParams& p, con
   const CallParams& call = p.call;
   const Block& block = shared.block;
   const unsigned threads = static_cast<unsigned>(role.answerers * kLanes);
-  if (blockIdx.x == 0 && static_cast<int>(threadIdx.x) < call.team.num_ranks &&
-      (shared.ranks >> threadIdx.x & 1) != 0) {  // between head and table
-    protocol::Shared(word_in(call, region_to(call, turn, static_cast<int>(threadIdx.x)), 1))
-        .store(0, protocol::kRelaxed);
-  }
   const std::uint32_t first_word =
-      per_choice ? 2 : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
+      per_choice ? kCountsAt : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
   const int me = call.team.rank;
   // A block that retreats may not know which flags its peers get: it leaves them to the next refresh.
   const bool knows = !any_lane(retreats(block));

@@ -22,32 +22,32 @@ __device__ __forceinline__ int source_at(const CallParams& call, int step) {
 __device__ __forceinline__ void gather_counts(const CallParams& call, Shared& shared, const Turn& turn, int sources,
                                               int thread, int threads) {
   Block& block = shared.block;
-  constexpr int kUnroll = 4;
-  const int experts = call.num_local_experts, total = sources * experts;
-  const unsigned reciprocal =
-      call.team.rank < call.larger_ranks ? call.larger_reciprocal : call.smaller_reciprocal;  // of `experts`
+  constexpr int kUnroll = 2;
+  const int experts = call.num_local_experts, pairs = (experts + 1) / 2, total = sources * pairs;
 #pragma unroll 1
   for (int base = thread; base < total; base += kUnroll * threads) {
-    std::uint64_t* at[kUnroll];
-    int from[kUnroll];
+    const std::byte* at[kUnroll];
+    int from[kUnroll], expert[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int pair = min(base + i * threads, total - 1);
-      from[i] = static_cast<int>(static_cast<unsigned>(pair) * reciprocal >> kExpertBits);
-      at[i] = &word_in(call, region_from(call, turn, from[i]), 1 + static_cast<unsigned>(pair - from[i] * experts));
+      const int index = min(base + i * threads, total - 1);
+      from[i] = static_cast<int>(static_cast<unsigned>(index) * call.count_reciprocal >> kExpertBits);
+      expert[i] = 2 * (index - from[i] * pairs);
+      at[i] = region_from(call, turn, from[i]) + word_at(call, call.cut.count_word(static_cast<unsigned>(expert[i])));
     }
-    std::uint64_t words[kUnroll];
+    std::uint64_t low[kUnroll] = {}, high[kUnroll] = {};
+    const auto is_there = [&](int i) {
+      return protocol::count_epoch(low[i]) == turn.number && protocol::count_epoch(high[i]) == turn.number;
+    };
     unsigned dead = block.dead;
     for (int missing = -1;; dead |= 1u << missing) {  // masked, or this block is broken
       const bool all = await(call, block, turn, missing, kWaitInReceive, [&] {
         missing = -1;
 #pragma unroll
-        for (int i = 0; i < kUnroll; ++i) {
-          words[i] = protocol::Shared(*at[i]).load(protocol::kRelaxed);
-        }
+        for (int i = 0; i < kUnroll; ++i) ptx::load_two_words(at[i], low[i], high[i]);
 #pragma unroll
         for (int i = 0; i < kUnroll; ++i) {
-          if ((dead >> from[i] & 1) == 0 && protocol::count_epoch(words[i]) != turn.number) missing = from[i];
+          if ((dead >> from[i] & 1) == 0 && !is_there(i)) missing = from[i];
         }
         return missing < 0 || retreats(block);
       });
@@ -55,10 +55,13 @@ __device__ __forceinline__ void gather_counts(const CallParams& call, Shared& sh
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int pair = base + i * threads;
-      if (pair >= total) break;
-      const bool there = protocol::count_epoch(words[i]) == turn.number;
-      shared.counts[pair] = there ? min(static_cast<int>(protocol::count_value(words[i])), call.max_tokens) : 0;
+      if (base + i * threads >= total) break;
+      const auto count = [&](std::uint64_t word) {
+        return is_there(i) ? min(static_cast<int>(protocol::count_value(word)), call.max_tokens) : 0;
+      };
+      std::int32_t* const to = shared.counts + from[i] * experts + expert[i];
+      to[0] = count(low[i]);
+      if (expert[i] + 1 < experts) to[1] = count(high[i]);
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/device/packets.cuh"
 #include "cuda/kernels/low_latency_gate.cuh"
 
 namespace anyep::cuda::low_latency {
@@ -40,7 +41,7 @@ __device__ __forceinline__ unsigned count_some(const CallParams& call, std::int3
   }
   return strays;
 }
-/// count_tokens() out of line, with several loads on their way: in small batches each warp has one.
+/// count_tokens() out of line, with more loads on their way: in small batches each warp has one or two.
 static __device__ __noinline__ unsigned count_many(const CallParams& call, std::int32_t* histogram, int begin, int end,
                                                    int warp, int warps) {
   return count_some<4>(call, histogram, begin, end, warp, warps);
@@ -50,7 +51,7 @@ static __device__ __noinline__ unsigned count_many(const CallParams& call, std::
 /// nor -1.
 __device__ __forceinline__ unsigned count_tokens(const CallParams& call, std::int32_t* histogram, int begin, int end,
                                                  int warp, int warps) {
-  if (end - begin <= warps * call.tokens_per_warp) return count_some<1>(call, histogram, begin, end, warp, warps);
+  if (end - begin <= 2 * warps * call.tokens_per_warp) return count_some<2>(call, histogram, begin, end, warp, warps);
   return count_many(call, histogram, begin, end, warp, warps);
 }
 
@@ -96,7 +97,7 @@ __device__ __forceinline__ void send_places(const CallParams& call, const Turn& 
 /// Counts per expert to `ranks`, from the histogram of all tokens; by threads [0, threads). Pattern G.
 __device__ inline void send_counts(const CallParams& call, const Turn& turn, unsigned ranks,
                                    const std::int32_t* histogram, int thread, int threads) {
-  const int most = static_cast<int>(call.cut.table_words) - 1;
+  const int pairs = static_cast<int>(call.cut.count_pairs());
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step) {
     const int rank = rank_above(call, step);
@@ -104,9 +105,13 @@ __device__ inline void send_counts(const CallParams& call, const Turn& turn, uns
     std::byte* const region = region_to(call, turn, rank);
     const int first = first_expert(call, rank), count = first_expert(call, rank + 1) - first;
 #pragma unroll 1
-    for (int local = thread; local < most; local += threads) {
-      protocol::put_count(word_in(call, region, 1 + static_cast<unsigned>(local)), turn.number,
-                          local < count ? static_cast<std::uint32_t>(histogram[first + local]) : 0);
+    for (int pair = thread; pair < pairs; pair += threads) {
+      const int local = 2 * pair;
+      const std::int32_t low = local < count ? histogram[first + local] : 0;
+      const std::int32_t high = local + 1 < count ? histogram[first + local + 1] : 0;
+      ptx::store_two_words(&word_in(call, region, call.cut.count_word(static_cast<unsigned>(local))),
+                           make_word(static_cast<std::uint32_t>(low), turn.number),
+                           make_word(static_cast<std::uint32_t>(high), turn.number));
     }
   }
 }
