@@ -98,9 +98,12 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
 
 /// The comm warp.
 template <Travel kTravel>
-__device__ __forceinline__ void communicate(const CallParams& call, Shared& shared, const Role& role) {
+__device__ __forceinline__ void communicate(const CombineParams& p, Shared& shared, const Role& role) {
+  const CallParams& call = p.call;
   Block& block = shared.block;
+  const unsigned touched = touch(p);
   enter(call, block);
+  if (lane_index() == 0) block.touched = touched;
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
     let_next_start();
     if (lane_index() == 0) tell_gate(block, true);
@@ -181,7 +184,7 @@ __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
   __syncthreads();
   const Role role(call);
   if (role.comm) {
-    communicate<kTravel>(call, shared, role);
+    communicate<kTravel>(p, shared, role);
   } else if (role.clerk) {
     keep_books<kTravel, kStaged>(p, shared, role);
   } else if constexpr (kStaged) {

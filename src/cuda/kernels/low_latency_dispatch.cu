@@ -22,10 +22,13 @@ namespace outward {
 
 /// The comm warp.
 template <int kWays>
-__device__ __forceinline__ void communicate(const CallParams& call, Shared& shared, const std::byte* slots,
+__device__ __forceinline__ void communicate(const DispatchParams& p, Shared& shared, const std::byte* slots,
                                             const Role& role) {
+  const CallParams& call = p.call;
   Block& block = shared.block;
+  const unsigned touched = touch(p);
   enter(call, block);
+  if (lane_index() == 0) block.touched = touched;
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
     let_next_start();
     if (lane_index() == 0) tell_gate(block, true);
@@ -53,12 +56,13 @@ __global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
   Block& block = shared.block;
   clear(block);
   if (threadIdx.x == 0) shared.posted = 0;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < call.num_experts; i += static_cast<int>(blockDim.x)) {
     shared.histogram[i] = 0;
   }
   __syncthreads();
   const Role role(call);
-  if (role.comm) return communicate<kWays>(call, shared, slots, role);
+  if (role.comm) return communicate<kWays>(p, shared, slots, role);
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   OwnStrips<kFp8, kWays> own;
   Turn turn;

@@ -34,6 +34,7 @@ struct Block {
   std::uint32_t present;           ///< sources that take part in this turn
   std::int32_t tokens[kMaxRanks];  ///< of each source; 0 = none, or absent
   Form form[kMaxRanks];            ///< of each source's rows
+  unsigned touched;                ///< what touch() returned
   int broken;                      ///< a wait of this block has failed: a record tells why, nothing more is published
   int gate;                        ///< 0 = nobody knows yet, 1 = all blocks have started, 2 = this block retreats
   int received;                    ///< 1 = this block needs no gate any more
@@ -294,6 +295,18 @@ __device__ __forceinline__ void clear(Block& block) {
   if (threadIdx.x != 0) return;
   block.dead = block.present = 0;
   block.broken = block.gate = block.received = block.num_extra = 0;
+}
+
+/// One warp, before enter(): fetches the launch's parameters. A line of the constant bank that nobody has touched yet costs whoever
+/// needs it a trip to L2; here nobody waits for it. What it returns has to go somewhere, or the compiler leaves the loads out.
+template <class Params>
+__device__ __forceinline__ unsigned touch(const Params& params) {
+  constexpr unsigned kLine = 64 / sizeof(unsigned);
+  const auto* const words = reinterpret_cast<const unsigned*>(&params);
+  unsigned all = 0;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(Params) / sizeof(unsigned); i += kLine) all ^= words[i];
+  return all;
 }
 
 /// With masks: who is masked; one warp looks at the host's memory for all.
