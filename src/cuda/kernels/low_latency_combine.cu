@@ -118,13 +118,15 @@ __device__ __forceinline__ void communicate(const CombineParams& p, Shared& shar
     turn = find_turn(call);
   }
   ptx::barrier_sync(kTurnBarrier, all_threads());
-  let_next_start();
+  const bool receives = (call.halves & kReceive) != 0;
+  if (!receives) let_next_start();
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
   // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
   if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn);
   if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
   __syncwarp();
+  if (receives) let_next_start();
   if (is_clerk_block()) release_marks(call, turn, ranks);  // nobody waits for them in this turn
   if (kTravel == Travel::kAnswers) release_chunks(call, role, shared, turn);
 }

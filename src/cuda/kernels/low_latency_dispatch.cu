@@ -38,12 +38,14 @@ __device__ __forceinline__ void communicate(const DispatchParams& p, Shared& sha
   const Turn turn = start(call, block, Signs(call, block), ranks);
   if (is_clerk_block()) send_heads(call, turn, ranks);
   ptx::barrier_sync(kTurnBarrier, all_threads());
-  let_next_start();
+  const bool receives = (call.halves & kReceive) != 0;
+  if (!receives) let_next_start();
   std::uint32_t before = 0;
   if (lane_index() == 0) before = enter_gate(call, turn);
   release_chunks<kWays>(call, shared, slots, turn, ranks, role);
   if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
   __syncwarp();
+  if (receives) let_next_start();
   if (is_clerk_block()) release_marks(call, turn, ranks);  // last: a release waits for all that its SM has stored
 }
 

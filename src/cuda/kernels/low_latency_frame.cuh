@@ -329,8 +329,8 @@ __device__ __forceinline__ void enter(const CallParams& call, Block& block) {
     find_dead(call, block);
 }
 
-/// One warp of a block, behind enter(), so that at most one launch waits ahead, and when the block's rows are on their way: the
-/// next launch's start would hold up this one's.
+/// One warp of a block, behind enter(), so that at most one launch waits ahead, and when this launch's rows are on their way, which
+/// the next one's start would hold up.
 __device__ __forceinline__ void let_next_start() {
   ptx::grid_dependents_launch();
 }

@@ -113,28 +113,43 @@ __device__ __forceinline__ bool see_head(const CallParams& call, const Turn& tur
   return protocol::count_epoch(seen) == turn.number;
 }
 
-/// What a head means that a lane has waited for. `came`: it is there.
-__device__ __forceinline__ Head read_head(const CallParams& call, Block& block, const Turn& turn, int source, bool came,
-                                          std::uint64_t seen) {
+__device__ __forceinline__ Head head_of(std::uint64_t seen) {
+  const std::uint32_t value = protocol::count_value(seen);
+  return {true, tokens_of(value), static_cast<Form>(value >> kTokenBits & 7)};
+}
+
+/// read_head() where masks are allowed, or something is wrong.
+static __device__ __noinline__ Head judge_head(const CallParams& call, Block& block, const Turn turn, int source,
+                                               bool came, std::uint64_t seen) {
   const bool masks = call.team.masked != nullptr && source != call.team.rank;
   if (masks && look_at(block.broken) == 0 && !retreats(block)) {
     came = agree_on(call, turn.number, source, came) && see_head(call, turn, source, seen);
   }
   if (!came) return {};
-  const std::uint32_t value = protocol::count_value(seen);
-  if (value >> 16 != call.team.code) {
+  const auto code = static_cast<std::uint16_t>(protocol::count_value(seen) >> 16);
+  const Head head = head_of(seen);
+  if (code != call.team.code) {
     refuse(call, block, source, mark_of(call, turn),
-           protocol::make_mark(call.team.generation, turn.number, static_cast<std::uint16_t>(value >> 16)),
-           protocol::Ended::kMismatch);
+           protocol::make_mark(call.team.generation, turn.number, code), protocol::Ended::kMismatch);
     return {};
   }
-  const int tokens = tokens_of(value);
-  if (tokens > call.max_tokens) {
-    refuse(call, block, source, static_cast<std::uint64_t>(call.max_tokens), static_cast<std::uint64_t>(tokens),
+  if (head.tokens > call.max_tokens) {
+    refuse(call, block, source, static_cast<std::uint64_t>(call.max_tokens), static_cast<std::uint64_t>(head.tokens),
            protocol::Ended::kTooMany);
     return {};
   }
-  return {true, tokens, static_cast<Form>(value >> kTokenBits & 7)};
+  return head;
+}
+
+/// What a head means that a lane has waited for. `came`: it is there.
+__device__ __forceinline__ Head read_head(const CallParams& call, Block& block, const Turn& turn, int source, bool came,
+                                          std::uint64_t seen) {
+  const Head head = head_of(seen);
+  const bool plain = came & (call.team.masked == nullptr) & (head.tokens <= call.max_tokens) &
+                     (protocol::count_value(seen) >> 16 == call.team.code);
+  if (plain) [[likely]]
+    return head;
+  return judge_head(call, block, turn, source, came, seen);
 }
 
 /// One lane per source: leaves in `block` what is known of it. All lanes; others read it behind a barrier.
