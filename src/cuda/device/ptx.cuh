@@ -22,6 +22,12 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// Makes the compiler have a pointer ready here, not where it is first used.
+template <class T>
+__device__ __forceinline__ void have_ready(T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+
 // ---- atomics of one GPU --------------------------------------------------------------------------------------------
 
 /// Adds and returns what was there; acquire and release at GPU scope (pattern D). A plain atomicAdd is relaxed.

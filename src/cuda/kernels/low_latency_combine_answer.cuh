@@ -167,21 +167,29 @@ __device__ __forceinline__ void release_chunks(const CallParams& call, const Rol
   }
 }
 
-/// This rank's sum of a home's token, one strip, to the home.
-__device__ __forceinline__ void put_answer(const CombineParams& p, const Turn& turn, Form form, int home, int token,
-                                           int strip, const Vectors<false>& sum) {
-  const CallParams& call = p.call;
+/// Where this rank's sum of a home's token, one strip, goes.
+__device__ __forceinline__ std::byte* answer_at(const CallParams& call, const Turn& turn, Form form, int home,
+                                                int token, int strip) {
+  std::byte* const region = region_to(call, turn, home);
+  if (form == Form::kWords) return region + call.at.words + call.cut.row_word(token, strip) * 8;
+  if (form == Form::kPackets) return region + call.at.packets + call.cut.packet(token, strip) * 16;
+  return region + call.at.records + call.cut.record(token, 0) + strip * 512;
+}
+__device__ __forceinline__ void put_answer(std::byte* to, const Turn& turn, Form form, const Vectors<false>& sum) {
   Strip<1, 0> answer;
   answer.data[0] = sum.at[0];
-  std::byte* const region = region_to(call, turn, home);
   if (form == Form::kWords) {
-    store_words(region + call.at.words + call.cut.row_word(token, strip) * 8, answer, turn.number);
+    store_words(to, answer, turn.number);
   } else if (form == Form::kPackets) {
-    store_packets(region + call.at.packets + call.cut.packet(token, strip) * 16, answer, turn.number);
+    store_packets(to, answer, turn.number);
   } else {
-    std::byte* const to = region + call.at.records + call.cut.record(token, 0) + strip * 512 + lane_index() * 16;
-    *reinterpret_cast<uint4*>(to) = answer.data[0];
+    *reinterpret_cast<uint4*>(to + lane_index() * 16) = answer.data[0];
   }
+}
+
+__device__ __forceinline__ void put_answer(const CallParams& call, const Turn& turn, Form form, int home, int token,
+                                           int strip, const Vectors<false>& sum) {
+  put_answer(answer_at(call, turn, form, home, token, strip), turn, form, sum);
 }
 
 /// Those that answer: answer(round) for every round that the clerk tells, and a flag behind those that complete a chunk.
@@ -232,6 +240,10 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
   const std::byte* const words = reinterpret_cast<const std::byte*>(
       &word_in(call, region_from(call, turn, ahead.home),
                call.cut.table_word(static_cast<unsigned>(ahead.token), min(lane_index(), call.top_k - 1))));
+  std::byte* as_words = answer_at(call, turn, Form::kWords, ahead.home, ahead.token, ahead.strip);
+  std::byte* as_packets = answer_at(call, turn, Form::kPackets, ahead.home, ahead.token, ahead.strip);
+  ptx::have_ready(as_words);
+  ptx::have_ready(as_packets);
   std::uint64_t expert = 0, weight = 0;
   unsigned ranks = 0;
   for (bool there = false; !there;) {  // the clerk's wait has a limit
@@ -248,7 +260,8 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
   Asked asked;
   if (lane_index() < call.top_k) asked = read_ask(call, expert, weight);
   if ((ranks >> ahead.home & 1) == 0 || !__any_sync(kAllLanes, asked.expert >= 0)) return;
-  put_answer(p, turn, form, ahead.home, ahead.token, ahead.strip, weigh(p, ahead.entry, asked, ahead.strip, held));
+  put_answer(form == Form::kWords ? as_words : as_packets, turn, form,
+             weigh(p, ahead.entry, asked, ahead.strip, held));
 }
 
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.
@@ -275,7 +288,7 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
           ahead.strip = -1;  // what was held ahead is gone
         }
         const Vectors<false> sum = weigh(p, entry, asked, strip, held);
-        put_answer(p, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
+        put_answer(call, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
       }
     }
   });

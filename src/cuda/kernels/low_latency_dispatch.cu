@@ -29,24 +29,27 @@ __device__ __forceinline__ void communicate(const DispatchParams& p, Shared& sha
   const unsigned touched = touch(p);
   enter(call, block);
   if (lane_index() == 0) block.touched = touched;
+  const bool receives = (call.halves & kReceive) != 0;
+  Turn turn;
   if ((call.halves & kSend) == 0) {  // what this launch waits for was sent by launches that wait for nobody
     let_next_start();
     if (lane_index() == 0) tell_gate(block, true);
-    return;
+    turn = find_turn(call);
+  } else {
+    unsigned ranks;
+    turn = start(call, block, Signs(call, block), ranks);
+    if (is_clerk_block()) send_heads(call, turn, ranks);
+    ptx::barrier_sync(kTurnBarrier, all_threads());
+    if (!receives) let_next_start();
+    std::uint32_t before = 0;
+    if (lane_index() == 0) before = enter_gate(call, turn);
+    release_chunks<kWays>(call, shared, slots, turn, ranks, role);
+    if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
+    __syncwarp();
+    if (receives) let_next_start();
+    if (is_clerk_block()) release_marks(call, turn, ranks);  // late: a release waits for all that its SM has stored
   }
-  unsigned ranks;
-  const Turn turn = start(call, block, Signs(call, block), ranks);
-  if (is_clerk_block()) send_heads(call, turn, ranks);
-  ptx::barrier_sync(kTurnBarrier, all_threads());
-  const bool receives = (call.halves & kReceive) != 0;
-  if (!receives) let_next_start();
-  std::uint32_t before = 0;
-  if (lane_index() == 0) before = enter_gate(call, turn);
-  release_chunks<kWays>(call, shared, slots, turn, ranks, role);
-  if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
-  __syncwarp();
-  if (receives) let_next_start();
-  if (is_clerk_block()) release_marks(call, turn, ranks);  // last: a release waits for all that its SM has stored
+  if (receives && p.rows != nullptr) forget_rest(p, block, turn);
 }
 
 template <bool kFp8, int kWays>
@@ -66,6 +69,11 @@ __global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
   const Role role(call);
   if (role.comm) return communicate<kWays>(p, shared, slots, role);
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
+  Question first(call, LaneOfChoices(call), first_span(call));
+  if (role.clerk) {
+    ptx::have_ready(first.region);
+    ptx::have_ready(first.word);
+  }
   OwnStrips<kFp8, kWays> own;
   Turn turn;
   Place place;
@@ -83,7 +91,7 @@ __global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
   if (role.clerk) {
     if (call.waited != nullptr && is_clerk_block()) time_heads(call, block, turn);
     // In a launch that sends, what is not known is a token that this rank does not have, or is asked for as those of others.
-    return run_clerk(p, shared, turn, role.round_threads(), counts_threads, knows ? &place : nullptr);
+    return run_clerk(p, shared, turn, role.round_threads(), counts_threads, first, knows ? &place : nullptr);
   }
   Early<kFp8> early;
   if (role.receives) {

@@ -29,16 +29,29 @@ struct Clerk {
       : p(params), shared(block), turn(now), lane(params.call), round_threads(threads), parity(next) {}
 };
 
-/// The choices that a span is about as their words say it, and the sources' heads. `own`: the places of this rank's token, where
-/// they need not be asked for.
-__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Span& span, const Place* own, Found& found) {
+/// What a lane asks about: a token at a source. Addresses are those of turns 0 mod 4.
+struct Question {
+  int source = 0, token = 0;
+  bool mine = false;  ///< the lane has a question
+  std::byte* region = nullptr;
+  std::byte* word = nullptr;  ///< of its choice
+
+  __device__ __forceinline__ Question(const CallParams& call, const LaneOfChoices& lane, const Span& span)
+      : source(source_at(call, lane.number < span.count ? span.step_of(lane.number) : 0)),
+        token(span.token_of(lane.number)),
+        mine(lane.number < min(call.tokens_per_warp, span.count)),
+        region(region_from(call, Turn{}, source)),
+        word(region + word_at(call, call.cut.table_word(static_cast<unsigned>(token), lane.choice))) {}
+};
+
+/// What choices' words say, and the sources' heads. `own`: the places of this rank's token, where they need not be asked for.
+__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Question& question, const Place* own,
+                                             Found& found) {
   const CallParams& call = clerk.p.call;
   const Turn& turn = clerk.turn;
   Block& block = clerk.shared.block;
-  const bool mine = clerk.lane.number < min(call.tokens_per_warp, span.count);
-  const int source = source_at(call, mine ? span.step_of(clerk.lane.number) : 0);
-  const int token = span.token_of(clerk.lane.number);
-  const bool is_own = source == call.team.rank;
+  const int source = question.source, token = question.token;
+  const bool mine = question.mine, is_own = source == call.team.rank;
   std::uint32_t value = kNoChoice;
   if (is_own && (own != nullptr || !mine)) {
     found.head = {true, call.routing.num_tokens, own_form(call, turn)};
@@ -48,11 +61,11 @@ __device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Span& spa
     std::uint64_t seen = 0, choice = 0;
     bool came = (block.dead >> source & 1) == 0;
     if (came) {
-      std::byte* const region = region_from(call, turn, source);
-      std::uint64_t& word = word_in(call, region, call.cut.table_word(static_cast<unsigned>(token), clerk.lane.choice));
+      std::uint64_t& head = word_in(call, question.region + turn.phase, 0);
+      std::uint64_t& word = *reinterpret_cast<std::uint64_t*>(question.word + turn.phase);
       came = await(call, block, turn, source, kWaitInReceive, [&] {
         seen = is_own ? protocol::make_count(turn.number, own_head(call, turn))
-                      : protocol::Shared(word_in(call, region, 0)).load(protocol::kRelaxed);
+                      : protocol::Shared(head).load(protocol::kRelaxed);
         choice = protocol::Shared(word).load(protocol::kRelaxed);
         const bool there = protocol::count_epoch(choice) == turn.number || token >= tokens_of(seen);
         return (protocol::count_epoch(seen) == turn.number && there) || retreats(block);
@@ -67,7 +80,7 @@ __device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Span& spa
 }
 
 /// Where a choice goes, now that the counts are there; they are not where this block retreats. All lanes, each its own.
-__device__ __forceinline__ void locate(const Clerk& clerk, const Span& span, std::uint32_t value, Found& found) {
+__device__ __forceinline__ void locate(const Clerk& clerk, int source, std::uint32_t value, Found& found) {
   const DispatchParams& p = clerk.p;
   const CallParams& call = p.call;
   if (any_lane(retreats(clerk.shared.block))) {
@@ -77,7 +90,6 @@ __device__ __forceinline__ void locate(const Clerk& clerk, const Span& span, std
   const auto expert = static_cast<int>(value >> kPositionBits);
   const int slab_rows = call.team.num_ranks * call.max_tokens;
   if (value == kNoChoice || expert >= call.num_local_experts) return;
-  const int source = source_at(call, span.step_of(clerk.lane.number));
   int row = static_cast<int>(value & ((1u << kPositionBits) - 1));
 #pragma unroll 1
   for (int earlier = 0; earlier < source; ++earlier)
@@ -145,6 +157,12 @@ __device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int ch
   if (any_lane(retreats(clerk.shared.block))) found.asked = false;  // whoever serves in its place says where it went
 }
 
+/// The share's first token at all sources of a group, while it is not known who has how many.
+__device__ __forceinline__ Span first_span(const CallParams& call) {
+  return Span::steps(0, min(call.team.num_ranks, call.tokens_per_warp),
+                     item_of(call, false, 0, static_cast<int>(blockIdx.x)).first);
+}
+
 /// What a clerk has done of its block's own share before serve() does the rest.
 struct Begun {
   bool units;                ///< the first unit, of the sources whose rows are words or packets
@@ -191,8 +209,9 @@ static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared
           const Span span = in_records ? Span::tokens(kind, token, min(token + call.tokens_per_warp, item.end))
                                        : Span::steps(first, end, token);
           Found found;
-          const std::uint32_t value = ask(clerk, span, nullptr, found);
-          locate(clerk, span, value, found);
+          const Question question(call, clerk.lane, span);
+          const std::uint32_t value = ask(clerk, question, nullptr, found);
+          locate(clerk, question.source, value, found);
           if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) {
             found.asked = false;
             found.row = -1;
@@ -208,20 +227,6 @@ static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared
   return clerk.parity;
 }
 
-/// A share of the rows of tokens that their sources do not have.
-__device__ __forceinline__ void forget_rest(const DispatchParams& p, const Block& block, int share) {
-  const CallParams& call = p.call;
-  const int step = static_cast<int>(gridDim.x) * kLanes, most = call.max_tokens * call.top_k;
-#pragma unroll 1
-  for (int source = 0; source < call.team.num_ranks; ++source) {
-    std::int32_t* const rows = p.rows + source * most;
-#pragma unroll 1
-    for (int at = block.tokens[source] * call.top_k + share * kLanes + lane_index(); at < most; at += step) {
-      rows[at] = -1;
-    }
-  }
-}
-
 /// When it is not yet known for whom else this block serves.
 static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared& shared, const Turn turn,
                                                 int round_threads, int parity) {
@@ -231,7 +236,9 @@ static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared&
   if (gate_opens(shared.block)) {
     for_each_share(shared.block, false, [&](int share) {
       clerk.parity = serve(p, shared, turn, round_threads, clerk.parity, share, {});
-      if (p.rows != nullptr) forget_rest(p, shared.block, share);
+      if (p.rows != nullptr) {
+        forget_rest(p, share, [&](int step) { return shared.block.tokens[source_at(p.call, step)]; });
+      }
       if (share != static_cast<int>(gridDim.x) - 1) return;
       gather_counts(p.call, shared, turn, p.call.team.num_ranks, lane_index(), kLanes);
       __syncwarp();
@@ -243,7 +250,8 @@ static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared&
 
 /// A clerk's first round or rounds: a token of the share at all sources of a group, before it is known who has how many. Tells what
 /// is done; `all`: that this was all. `own`: as run_clerk() has it.
-__device__ __forceinline__ Begun begin(Clerk& clerk, int counts_threads, const Place* own, bool& all) {
+__device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int counts_threads, const Place* own,
+                                       bool& all) {
   const CallParams& call = clerk.p.call;
   Block& block = clerk.shared.block;
   const Turn& turn = clerk.turn;
@@ -251,14 +259,14 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, int counts_threads, const P
   const int group = min(ranks, call.tokens_per_warp);
   const Item item = item_of(call, false, 0, share);
   Found ahead;
-  const Span all_steps = Span::steps(0, group, item.first);
-  const std::uint32_t value = ask(clerk, all_steps, own, ahead);
+  const Span all_steps = first_span(call);
+  const std::uint32_t value = ask(clerk, first, own, ahead);
   const bool here = clerk.lane.number < group;
   const bool in_records = here && ahead.head.form == Form::kRecords;
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
   ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
-  locate(clerk, all_steps, value, ahead);
+  locate(clerk, first.source, value, ahead);
   Begun begun{false, 0};
   all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
   if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
@@ -300,9 +308,10 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, int counts_threads, const P
   return begun;
 }
 
-/// All that a clerk does to receive. `own`: the places of this block's first token, null if they are not known.
+/// All that a clerk does to receive. `first`: of first_span(); `own`: the places of this block's first token, null if they are not
+/// known.
 __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& shared, const Turn& turn, int round_threads,
-                                          int counts_threads, const Place* own) {
+                                          int counts_threads, const Question& first, const Place* own) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   Clerk clerk(p, shared, turn, round_threads, 0);
@@ -314,11 +323,9 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
     await_heads(call, block, turn, 0);
     ptx::barrier_sync(kCountsBarrier, counts_threads);
   } else {
-    begun = begin(clerk, counts_threads, own, all);
+    begun = begin(clerk, first, counts_threads, own, all);
   }
   if (!begun.whole_share) clerk.parity = serve(p, shared, turn, clerk.round_threads, clerk.parity, share, begun);
-  // A block that retreats may not know who has how many: whoever serves in its place forgets.
-  if (p.rows != nullptr && !any_lane(retreats(block))) forget_rest(p, block, share);
   if (is_clerk_block() && clerk_writes_counts(call)) write_counts(p, shared, lane_index(), kLanes);
   if (all) return;
   if (!serves_alone(block)) clerk.parity = serve_others(p, shared, turn, round_threads, clerk.parity);

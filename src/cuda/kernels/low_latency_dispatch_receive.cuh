@@ -103,6 +103,30 @@ __device__ inline void write_counts(const DispatchParams& p, const Shared& share
   }
 }
 
+// ---- rows of tokens that there are not ------------------------------------------------------------------------------
+
+/// One warp: a share of the rows of tokens that their sources do not have. tokens_at(step): of the source there.
+template <class TokensAt>
+__device__ __forceinline__ void forget_rest(const DispatchParams& p, int share, TokensAt&& tokens_at) {
+  const CallParams& call = p.call;
+  const int apart = static_cast<int>(gridDim.x) * kLanes, most = call.max_tokens * call.top_k;
+#pragma unroll 1
+  for (int step = 0; step < call.team.num_ranks; ++step) {
+    std::int32_t* const rows = p.rows + source_at(call, step) * most;
+#pragma unroll 1
+    for (int at = tokens_at(step) * call.top_k + share * kLanes + lane_index(); at < most; at += apart) rows[at] = -1;
+  }
+}
+
+/// The comm warp: this block's share. A block that retreats leaves it to whoever serves in its place.
+__device__ __forceinline__ void forget_rest(const DispatchParams& p, Block& block, const Turn& turn) {
+  Head head;
+  if (lane_index() < p.call.team.num_ranks) head = await_head(p.call, block, turn, lane_index());
+  __syncwarp();
+  if (any_lane(retreats(block))) return;
+  forget_rest(p, static_cast<int>(blockIdx.x), [&](int step) { return from_lane(head.tokens, step); });
+}
+
 // ---- data warps ----------------------------------------------------------------------------------------------------
 
 /// One look at a strip that carries its flag. All lanes; true in those whose part is there.

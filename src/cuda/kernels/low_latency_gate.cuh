@@ -163,26 +163,28 @@ __device__ __forceinline__ void keep_head(Block& block, bool mine, int source, c
   __syncwarp();
 }
 
+/// Waits for the head of a source so many steps below this rank; a lane each.
+__device__ __forceinline__ Head await_head(const CallParams& call, Block& block, const Turn& turn, int step) {
+  const int source = rank_below(call, step);
+  if (source == call.team.rank) return {true, call.routing.num_tokens, own_form(call, turn)};
+  std::uint64_t seen = 0;
+  bool came = (block.dead >> source & 1) == 0;
+  if (came) {
+    came = await(call, block, turn, source, kWaitInReceive,
+                 [&] { return see_head(call, turn, source, seen) || retreats(block); }) &&
+           protocol::count_epoch(seen) == turn.number;
+  }
+  return read_head(call, block, turn, source, came, seen);
+}
+
 /// One warp waits for the heads of the sources from `first` steps below this rank on; leaves them in `block`.
 __device__ inline void await_heads(const CallParams& call, Block& block, const Turn& turn, int first) {
   const int step = lane_index();
   const bool mine = step >= first && step < call.team.num_ranks;
-  const int source = mine ? rank_below(call, step) : 0;
   Head head;
-  if (mine && source == call.team.rank) {
-    head = {true, call.routing.num_tokens, own_form(call, turn)};
-  } else if (mine) {
-    std::uint64_t seen = 0;
-    bool came = (block.dead >> source & 1) == 0;
-    if (came) {
-      came = await(call, block, turn, source, kWaitInReceive,
-                   [&] { return see_head(call, turn, source, seen) || retreats(block); }) &&
-             protocol::count_epoch(seen) == turn.number;
-    }
-    head = read_head(call, block, turn, source, came, seen);
-  }
+  if (mine) head = await_head(call, block, turn, step);
   __syncwarp();
-  keep_head(block, mine, source, head);
+  keep_head(block, mine, mine ? rank_below(call, step) : 0, head);
 }
 
 /// The clerk block's clerk, where somebody asks how long this rank waits for each of the others: waits for the heads.
