@@ -48,7 +48,10 @@ int complete(CallParams& call, int num_sms, int most_warps, int all_warps, bool 
   // Small batches: a row is cut so that every block has one unit. Records belong to one block each, for their flag.
   call.own_form = call.layout.form(call.cut, tokens, call.hook);
   const bool whole_rows = call.own_form == Form::kRecords;
-  const int pieces = whole_rows ? 1 : std::clamp(most_blocks / std::max(tokens, 1), 1, strips);
+  // Few pieces, but so many that a block has warps for all peers: launches next to each other find SMs of their own.
+  const int side_by_side = std::max(all_warps / ranks, 1);
+  const int most_pieces = std::min(strips, std::max(kMostPieces, (strips + side_by_side - 1) / side_by_side));
+  const int pieces = whole_rows ? 1 : std::clamp(most_blocks / std::max(tokens, 1), 1, most_pieces);
   call.piece_strips = (strips + pieces - 1) / pieces;
   call.pieces = (strips + call.piece_strips - 1) / call.piece_strips;
   call.warps = std::min(call.piece_strips, most_warps);
