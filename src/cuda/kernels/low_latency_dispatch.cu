@@ -91,7 +91,7 @@ __global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
   if (role.clerk) {
     if (call.waited != nullptr && is_clerk_block()) time_heads(call, block, turn);
     // In a launch that sends, what is not known is a token that this rank does not have, or is asked for as those of others.
-    return run_clerk(p, shared, turn, role.round_threads(), counts_threads, first, knows ? &place : nullptr);
+    return run_clerk(p, shared, turn, role.round_threads(), counts_threads, first, knows, place);
   }
   Early<kFp8> early;
   if (role.receives) {

@@ -44,8 +44,8 @@ struct Question {
         word(region + word_at(call, call.cut.table_word(static_cast<unsigned>(token), lane.choice))) {}
 };
 
-/// What choices' words say, and the sources' heads. `own`: the places of this rank's token, where they need not be asked for.
-__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Question& question, const Place* own,
+/// What choices' words say, and the sources' heads. `own`: the places of this rank's token, if `knows`: they need not be asked for.
+__device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Question& question, bool knows, const Place& own,
                                              Found& found) {
   const CallParams& call = clerk.p.call;
   const Turn& turn = clerk.turn;
@@ -53,10 +53,10 @@ __device__ __forceinline__ std::uint32_t ask(const Clerk& clerk, const Question&
   const int source = question.source, token = question.token;
   const bool mine = question.mine, is_own = source == call.team.rank;
   std::uint32_t value = kNoChoice;
-  if (is_own && (own != nullptr || !mine)) {
+  if (is_own && (knows || !mine)) {
     found.head = {true, call.routing.num_tokens, own_form(call, turn)};
     found.asked = mine && token < found.head.tokens;
-    if (found.asked && own->home == source) value = own->value;
+    if (found.asked && own.home == source) value = own.value;
   } else {
     std::uint64_t seen = 0, choice = 0;
     bool came = (block.dead >> source & 1) == 0;
@@ -210,7 +210,7 @@ static __device__ __noinline__ int serve(const DispatchParams& p, Shared& shared
                                        : Span::steps(first, end, token);
           Found found;
           const Question question(call, clerk.lane, span);
-          const std::uint32_t value = ask(clerk, question, nullptr, found);
+          const std::uint32_t value = ask(clerk, question, false, {}, found);
           locate(clerk, question.source, value, found);
           if (!in_records && (records >> (first + clerk.lane.number) & 1) != 0) {
             found.asked = false;
@@ -250,8 +250,8 @@ static __device__ __noinline__ int serve_others(const DispatchParams& p, Shared&
 
 /// A clerk's first round or rounds: a token of the share at all sources of a group, before it is known who has how many. Tells what
 /// is done; `all`: that this was all. `own`: as run_clerk() has it.
-__device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int counts_threads, const Place* own,
-                                       bool& all) {
+__device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int counts_threads, bool knows,
+                                       const Place& own, bool& all) {
   const CallParams& call = clerk.p.call;
   Block& block = clerk.shared.block;
   const Turn& turn = clerk.turn;
@@ -260,7 +260,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   const Item item = item_of(call, false, 0, share);
   Found ahead;
   const Span all_steps = first_span(call);
-  const std::uint32_t value = ask(clerk, first, own, ahead);
+  const std::uint32_t value = ask(clerk, first, knows, own, ahead);
   const bool here = clerk.lane.number < group;
   const bool in_records = here && ahead.head.form == Form::kRecords;
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
@@ -308,10 +308,9 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   return begun;
 }
 
-/// All that a clerk does to receive. `first`: of first_span(); `own`: the places of this block's first token, null if they are not
-/// known.
+/// All that a clerk does to receive. `first`: of first_span(); `own`: the places of this block's first token, if it `knows` them.
 __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& shared, const Turn& turn, int round_threads,
-                                          int counts_threads, const Question& first, const Place* own) {
+                                          int counts_threads, const Question& first, bool knows, const Place& own) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   Clerk clerk(p, shared, turn, round_threads, 0);
@@ -323,7 +322,7 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
     await_heads(call, block, turn, 0);
     ptx::barrier_sync(kCountsBarrier, counts_threads);
   } else {
-    begun = begin(clerk, first, counts_threads, own, all);
+    begun = begin(clerk, first, counts_threads, knows, own, all);
   }
   if (!begun.whole_share) clerk.parity = serve(p, shared, turn, clerk.round_threads, clerk.parity, share, begun);
   if (is_clerk_block() && clerk_writes_counts(call)) write_counts(p, shared, lane_index(), kLanes);
