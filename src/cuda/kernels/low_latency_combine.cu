@@ -34,7 +34,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   constexpr bool kPerChoice = kTravel != Travel::kAnswers;
   Ahead ahead;
-  OwnStrip mine;
+  OwnStrips mine;
   Held held;
   Turn turn;
   if constexpr (kPerChoice) {
@@ -120,11 +120,11 @@ __device__ __forceinline__ void communicate(const CombineParams& p, Shared& shar
   ptx::barrier_sync(kTurnBarrier, all_threads());
   const bool receives = (call.halves & kReceive) != 0;
   if (!receives) let_next_start();
-  std::uint32_t before = 0;
-  if (lane_index() == 0) before = enter_gate(call, turn);
+  bool open = true;
+  if (lane_index() == 0) open = finds_gate_open(call, block, turn, enter_gate(call, turn));
   // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
   if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn);
-  if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
+  if (lane_index() == 0) tell_gate(block, open || pass_gate(call, block, turn));
   __syncwarp();
   if (receives) let_next_start();
   if (is_clerk_block()) release_marks(call, turn, ranks);  // nobody waits for them in this turn

@@ -109,16 +109,22 @@ __device__ __forceinline__ unsigned await_chunk(const CallParams& call, Shared& 
   return present;
 }
 
-/// This rank's share of a block's first own strip, summed ahead.
-struct OwnStrip {
+/// This rank's share of strips of an own token, summed ahead: a warp's first one of its block's first item, and the next.
+struct OwnStrips {
   OwnToken own;
-  int strip = -1;
-  Vectors<false> mine;
+  int strip = -1, next = -1;
+  Vectors<false> mine, next_mine;
+
+  __device__ __forceinline__ Vectors<false> sum(const CombineParams& p, int which) const {
+    Held held;
+    load_rows(p, own.entry, which, held);
+    return weigh_own(p, own, which, held);
+  }
 };
 
 /// A share of the own tokens.
 __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& shared, const Role& role,
-                                                const Turn& turn, int share, OwnStrip& ahead, int& parity) {
+                                                const Turn& turn, int share, OwnStrips& ahead, int& parity) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const int tokens = call.routing.num_tokens;
@@ -130,6 +136,11 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
     unsigned present = answering(call, block);
     if (in_records) {
       const unsigned me = 1u << call.team.rank;
+      const int second = ahead.strip + role.warps;
+      if (ahead.own.token == item.first && second < item.end_strip) {  // while its answers are on their way
+        ahead.next = second;
+        ahead.next_mine = ahead.sum(p, second);
+      }
       present = await_chunk(call, shared, role, turn, at, ~me, parity) | me;
       if ((present & kLeaves) != 0) return;
     }
@@ -137,13 +148,16 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
     for (int token = item.first; token < item.end; ++token) {
 #pragma unroll 1
       for (int strip = item.first_strip + role.warp; strip < item.end_strip; strip += role.warps) {
-        if (token != ahead.own.token || strip != ahead.strip) {
-          if (token != ahead.own.token) ahead.own.load(p, token);
-          Held held;
-          load_rows(p, ahead.own.entry, strip, held);
-          ahead.strip = strip;
-          ahead.mine = weigh_own(p, ahead.own, strip, held);
+        if (token != ahead.own.token) {
+          ahead.own.load(p, token);
+          ahead.strip = ahead.next = -1;
         }
+        if (strip == ahead.next) {
+          ahead.mine = ahead.next_mine;
+        } else if (strip != ahead.strip) {
+          ahead.mine = ahead.sum(p, strip);
+        }
+        ahead.strip = strip;
         add_answers(p, block, turn, form, present, ahead.own, strip, ahead.mine);
       }
     }

@@ -41,10 +41,14 @@ __device__ __forceinline__ void communicate(const DispatchParams& p, Shared& sha
     if (is_clerk_block()) send_heads(call, turn, ranks);
     ptx::barrier_sync(kTurnBarrier, all_threads());
     if (!receives) let_next_start();
-    std::uint32_t before = 0;
-    if (lane_index() == 0) before = enter_gate(call, turn);
-    release_chunks<kWays>(call, shared, slots, turn, ranks, role);
-    if (lane_index() == 0) tell_gate(block, pass_gate(call, block, turn, before));
+    bool open = true;
+    if (lane_index() == 0) {
+      open = finds_gate_open(call, block, turn, enter_gate(call, turn));
+      if (open) tell_gate(block, true);
+    }
+    __syncwarp();
+    release_chunks<kWays>(call, shared, slots, turn, ranks, role);  // whatever the gate: others wait for these rows
+    if (!open) tell_gate(block, pass_gate(call, block, turn));
     __syncwarp();
     if (receives) let_next_start();
     if (is_clerk_block()) release_marks(call, turn, ranks);  // late: a release waits for all that its SM has stored

@@ -34,14 +34,20 @@ __device__ inline void take_turn(const CallParams& call, Block& block, const Tur
   return atomicAdd(&call.progress->gate[turn.number & 1], 1);
 }
 
-/// The same thread, later. `before`: what enter_gate() said. False: this block retreats.
-__device__ inline bool pass_gate(const CallParams& call, Block& block, const Turn& turn, std::uint32_t before) {
-  const std::uint32_t parity = turn.number & 1;
-  std::uint32_t* const gate = &call.progress->gate[parity];
+/// The same thread, soon: the block that starts last opens the gate, another one may find it open. `before`: what enter_gate() said.
+[[nodiscard]] __device__ inline bool finds_gate_open(const CallParams& call, Block& block, const Turn& turn,
+                                                     std::uint32_t before) {
   if ((before & 0xFFFF) + 1 == gridDim.x) {
     take_turn(call, block, turn, before >> 16);
     return true;
   }
+  return (*static_cast<volatile std::uint32_t*>(&call.progress->gate[turn.number & 1]) & 0xFFFF) == gridDim.x;
+}
+
+/// The same thread, later, if it was not open. False: this block retreats.
+__device__ inline bool pass_gate(const CallParams& call, const Block& block, const Turn& turn) {
+  const std::uint32_t parity = turn.number & 1;
+  std::uint32_t* const gate = &call.progress->gate[parity];
   if ((call.halves & kReceive) == 0) return true;
   const auto is_open = [&] { return (*static_cast<volatile std::uint32_t*>(gate) & 0xFFFF) == gridDim.x; };
   for (int polls = 0; !is_open() && look_at(block.received) == 0; ++polls) {
