@@ -120,6 +120,26 @@ struct OwnStrips {
     load_rows(p, own.entry, which, held);
     return weigh_own(p, own, which, held);
   }
+  /// Two strips of an item's first token, as far as there are.
+  __device__ __forceinline__ void prepare(const CombineParams& p, const Item& item, const Role& role) {
+    if (own.token != item.first) {
+      own.load(p, item.first);
+      strip = -1;
+    }
+    next = -1;
+    const int first = item.first_strip + role.warp;
+#pragma unroll 1
+    for (int which = first; which < min(item.end_strip, first + 2 * role.warps); which += role.warps) {
+      if (which == strip) continue;
+      next_mine = sum(p, which);
+      if (which == first) {
+        strip = which;
+        mine = next_mine;
+      } else {
+        next = which;
+      }
+    }
+  }
 };
 
 /// A share of the own tokens.
@@ -136,11 +156,7 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
     unsigned present = answering(call, block);
     if (in_records) {
       const unsigned me = 1u << call.team.rank;
-      const int second = ahead.strip + role.warps;
-      if (ahead.own.token == item.first && second < item.end_strip) {  // while its answers are on their way
-        ahead.next = second;
-        ahead.next_mine = ahead.sum(p, second);
-      }
+      ahead.prepare(p, item, role);  // while the answers are on their way
       present = await_chunk(call, shared, role, turn, at, ~me, parity) | me;
       if ((present & kLeaves) != 0) return;
     }

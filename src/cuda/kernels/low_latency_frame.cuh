@@ -146,13 +146,17 @@ __device__ __forceinline__ unsigned steps_of(const CallParams& call, int group) 
 
 // ---- routing -------------------------------------------------------------------------------------------------------
 
+__device__ __forceinline__ std::int64_t raw_id(const void* experts, bool wide, int at) {
+  return wide ? static_cast<const std::int64_t*>(experts)[at] : static_cast<const std::int32_t*>(experts)[at];
+}
 __device__ __forceinline__ std::int64_t raw_id(const CallParams& call, int token, int choice) {
-  const int at = token * call.top_k + choice;
-  return call.routing.wide_ids ? static_cast<const std::int64_t*>(call.routing.experts)[at]
-                               : static_cast<const std::int32_t*>(call.routing.experts)[at];
+  return raw_id(call.routing.experts, call.routing.wide_ids, token * call.top_k + choice);
+}
+__device__ __forceinline__ int checked_id(int num_experts, std::int64_t raw) {
+  return static_cast<std::uint64_t>(raw) < static_cast<unsigned>(num_experts) ? static_cast<int>(raw) : -1;
 }
 __device__ __forceinline__ int checked_id(const CallParams& call, std::int64_t raw) {
-  return static_cast<std::uint64_t>(raw) < static_cast<unsigned>(call.num_experts) ? static_cast<int>(raw) : -1;
+  return checked_id(call.num_experts, raw);
 }
 /// The expert that this lane's choice of a token names, or -1.
 __device__ __forceinline__ int id_of_lane(const CallParams& call, int token) {

@@ -13,27 +13,46 @@ inline constexpr int kPositionBits = 12;
 inline constexpr std::uint32_t kNoChoice = ~std::uint32_t{0};
 static_assert(kMaxTokens == 1 << kPositionBits);
 
+/// What counting needs to know of a call: in registers, since a function that is not inlined finds the parameters far away.
+struct Choices {
+  const void* experts;
+  bool wide_ids;
+  int top_k, num_experts, tokens_per_warp;
+  std::uint32_t choice_reciprocal;
+
+  __device__ __forceinline__ explicit Choices(const CallParams& call)
+      : experts(call.routing.experts),
+        wide_ids(call.routing.wide_ids),
+        top_k(call.top_k),
+        num_experts(call.num_experts),
+        tokens_per_warp(call.tokens_per_warp),
+        choice_reciprocal(call.choice_reciprocal) {}
+};
+
 /// count_tokens() with kUnroll loads of a warp on their way.
 template <int kUnroll>
-__device__ __forceinline__ unsigned count_some(const CallParams& call, std::int32_t* histogram, int begin, int end,
+__device__ __forceinline__ unsigned count_some(const Choices& choices, std::int32_t* histogram, int begin, int end,
                                                int warp, int warps) {
-  const LaneOfChoices lane(call);
-  const int each = call.tokens_per_warp, step = warps * each;
+  const int number = static_cast<int>(static_cast<unsigned>(lane_index()) * choices.choice_reciprocal >> kLaneBits);
+  const int choice = lane_index() - number * choices.top_k, each = choices.tokens_per_warp, step = warps * each;
   unsigned strays = 0;
 #pragma unroll 1
   for (int first = begin + warp * each; first < end; first += kUnroll * step) {
     std::int64_t raw[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int token = first + i * step + lane.number;
-      raw[i] = lane.number < each && token < end ? raw_id(call, token, lane.choice) : -1;
+      const int token = first + i * step + number;
+      raw[i] = -1;
+      if (number < each && token < end) {
+        raw[i] = raw_id(choices.experts, choices.wide_ids, token * choices.top_k + choice);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       if (first + i * step >= end) break;
-      const int expert = checked_id(call, raw[i]);
+      const int expert = checked_id(choices.num_experts, raw[i]);
       strays += expert < 0 && raw[i] != -1 ? 1 : 0;
-      const unsigned key = expert >= 0 ? static_cast<unsigned>(lane.number) << 16 | static_cast<unsigned>(expert)
+      const unsigned key = expert >= 0 ? static_cast<unsigned>(number) << 16 | static_cast<unsigned>(expert)
                                        : 0x8000'0000u | static_cast<unsigned>(lane_index());
       const unsigned same = __match_any_sync(kAllLanes, key);
       if (expert >= 0 && __ffs(static_cast<int>(same)) - 1 == lane_index()) atomicAdd(histogram + expert, 1);
@@ -42,17 +61,20 @@ __device__ __forceinline__ unsigned count_some(const CallParams& call, std::int3
   return strays;
 }
 /// count_tokens() out of line, with more loads on their way: in small batches each warp has one or two.
-static __device__ __noinline__ unsigned count_many(const CallParams& call, std::int32_t* histogram, int begin, int end,
+static __device__ __noinline__ unsigned count_many(const Choices choices, std::int32_t* histogram, int begin, int end,
                                                    int warp, int warps) {
-  return count_some<4>(call, histogram, begin, end, warp, warps);
+  return count_some<5>(choices, histogram, begin, end, warp, warps);
 }
 /// Adds tokens [begin, end) to `histogram` [num_experts] in shared memory: a (token, expert) pair counts once. By `warps`
 /// warps of which this is number `warp`; a barrier must follow. Returns how many of this lane's ids are neither an expert
 /// nor -1.
 __device__ __forceinline__ unsigned count_tokens(const CallParams& call, std::int32_t* histogram, int begin, int end,
                                                  int warp, int warps) {
-  if (end - begin <= 2 * warps * call.tokens_per_warp) return count_some<2>(call, histogram, begin, end, warp, warps);
-  return count_many(call, histogram, begin, end, warp, warps);
+  const Choices choices(call);
+  if (end - begin <= 2 * warps * choices.tokens_per_warp) {
+    return count_some<2>(choices, histogram, begin, end, warp, warps);
+  }
+  return count_many(choices, histogram, begin, end, warp, warps);
 }
 
 /// What a choice's word says to the rank that hosts the expert; other ranks get kNoChoice.
