@@ -40,11 +40,12 @@ inline constexpr std::uint32_t kCountsAt = 2;
 
 /// What crosses the wire per row and choice; both ends compute it from the call alone.
 struct Cut {
-  int strips = 0;                 ///< per row
-  int words_per_strip = 0;        ///< as words
-  int packets_per_strip = 0;      ///< as packets
-  std::uint64_t table_words = 0;  ///< first word of the table [tokens][top_k][words_per_choice]; before it head and counts
-  int words_per_choice = 0;       ///< dispatch 1, combine 2
+  int strips = 0;             ///< per row
+  int words_per_strip = 0;    ///< as words
+  int packets_per_strip = 0;  ///< as packets
+  std::uint64_t table_words =
+      0;                     ///< first word of the table [tokens][top_k][words_per_choice]; before it head and counts
+  int words_per_choice = 0;  ///< dispatch 1, combine 2
   int top_k = 0;
   std::uint64_t record_bytes = 0;  ///< stride of rows as records
   int rows_per_token = 1;

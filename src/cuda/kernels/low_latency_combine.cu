@@ -47,8 +47,9 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
     const int strip = item.first_strip + role.warp, own_strip = own.first_strip + role.warp;
     const int step = __ffs(static_cast<int>(role.steps)) - 1;
     const bool any = role.answers && step > 0 && item.first < call.max_tokens && strip < item.end_strip;
-    // Warps that answer first, too, sum their own share later: others wait for answers.
-    const bool any_own = role.home && !role.answers && own.first < tokens && own_strip < own.end_strip;
+    // Warps that answer, too, do that first, but for records: while the link takes those, loads are slow.
+    const bool own_first = !role.answers || call.own_form == Form::kRecords;
+    const bool any_own = role.home && own_first && own.first < tokens && own_strip < own.end_strip;
     enter(call, block);
     RawEntry entry, own_entry;
     RawChoice own_choice;

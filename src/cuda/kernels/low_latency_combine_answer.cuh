@@ -260,8 +260,7 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
   Asked asked;
   if (lane_index() < call.top_k) asked = read_ask(call, expert, weight);
   if ((ranks >> ahead.home & 1) == 0 || !__any_sync(kAllLanes, asked.expert >= 0)) return;
-  put_answer(form == Form::kWords ? as_words : as_packets, turn, form,
-             weigh(p, ahead.entry, asked, ahead.strip, held));
+  put_answer(form == Form::kWords ? as_words : as_packets, turn, form, weigh(p, ahead.entry, asked, ahead.strip, held));
 }
 
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.

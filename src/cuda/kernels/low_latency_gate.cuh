@@ -135,8 +135,8 @@ static __device__ __noinline__ Head judge_head(const CallParams& call, Block& bl
   const auto code = static_cast<std::uint16_t>(protocol::count_value(seen) >> 16);
   const Head head = head_of(seen);
   if (code != call.team.code) {
-    refuse(call, block, source, mark_of(call, turn),
-           protocol::make_mark(call.team.generation, turn.number, code), protocol::Ended::kMismatch);
+    refuse(call, block, source, mark_of(call, turn), protocol::make_mark(call.team.generation, turn.number, code),
+           protocol::Ended::kMismatch);
     return {};
   }
   if (head.tokens > call.max_tokens) {

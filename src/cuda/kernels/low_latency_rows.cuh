@@ -16,7 +16,8 @@ namespace anyep::cuda::low_latency {
 /// Which row of a slab an entry of the table names. Checked: the table is the caller's memory.
 __device__ __forceinline__ bool is_row(const CombineParams& p, std::int32_t entry) {
   // Without branches; a negative entry is no expert.
-  const auto expert = static_cast<unsigned>(entry >> kRowBits), row = static_cast<unsigned>(entry) & ((1u << kRowBits) - 1);
+  const auto expert = static_cast<unsigned>(entry >> kRowBits),
+             row = static_cast<unsigned>(entry) & ((1u << kRowBits) - 1);
   return (expert < static_cast<unsigned>(p.call.num_local_experts)) &
          (row < static_cast<unsigned>(p.call.team.num_ranks * p.call.max_tokens));
 }
