@@ -4,7 +4,8 @@
 //           begin = earlier sources' counts; range[e][s] = begin << 32 | count
 //   roles   by warp: `warps` senders (x, cast, store to peers and, when it is known where, to the own slab), `groups` times
 //           `warps` receivers (rows of the group's sources to the slab; before that they count), clerk (choices of this
-//           block's tokens, counts, where every source's rows go), comm (heads, gate, flags, marks)
+//           block's tokens, counts, where every source's rows go), comm (heads, gate, flags, marks, rows of tokens that
+//           there are not)
 //   moves   a row once per rank that hosts a choice, as words, packets or records by the source's number of tokens; own
 //           rows from x, cast once more. Records of several tokens a block by bulk copies, which hold up no other warp
 //   syncs   head, counts and choices as words (pattern G) in every form; rows G or G', records by a flag per chunk (A, or L

@@ -8,7 +8,8 @@
 //   gate     counts the blocks of a launch that have started; the last one takes the turn. A block that waits for peers
 //            while others of its launch find no SM retreats after a while: it ends, and the block that starts last serves
 //            in its place. What it has sent stays sent, what it has received is received again, bit for bit. So no launch
-//            needs all its blocks resident, and none holds an SM for long in vain
+//            needs all its blocks resident, none holds an SM for long in vain, and what a block does for itself need not
+//            wait for the gate
 //   refresh  words and packets are compared with their epoch for equality. In four turns out of 2^31 (one per region)
 //            rows travel as records and the sender clears every word, packet and flag that it does not write in that
 //            turn; so nothing that lies there is ever 2^31 turns old
