@@ -87,7 +87,10 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
   if (!receives || !role.home) return;
   if (kPerChoice) ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // the heads are there
   if (!kPerChoice && waits_for_heads(call)) ptx::barrier_sync(kHeadsBarrier, role.home_threads() + kLanes);
-  if (any_lane(retreats(block))) return;
+  // Warps at home that do not answer may not know the gate yet. They would not see the same, and their barriers would miss those that
+  // left: await_chunk() tells all of them when to leave.
+  const bool knows_gate = kPerChoice || role.answers;
+  if (knows_gate && any_lane(retreats(block))) return;
   int parity = 0;
   for_each_share(block, true, [&](int share) {
     if constexpr (kPerChoice) {
