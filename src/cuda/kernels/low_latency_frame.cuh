@@ -14,9 +14,9 @@
 //            rows travel as records and the sender clears every word, packet and flag that it does not write in that
 //            turn; so nothing that lies there is ever 2^31 turns old
 //
-// At a few tokens an op is as long as its longest chain of instructions, most of them fetched for the first time. Hence:
-// warps of different roles find out for themselves what they need, data do not wait for the gate, and what is rarely
-// needed is out of line.
+// At a few tokens an op is as long as its longest chain of trips to L2 and of the instructions in between. Hence: warps of
+// different roles find out for themselves what they need, data do not wait for the gate, and what is rarely needed is out
+// of line.
 #pragma once
 
 #include <cstdint>
