@@ -13,7 +13,7 @@ namespace anyep::cuda::low_latency {
 
 /// Most blocks of a launch, whatever the caller allows.
 inline constexpr int kMaxBlocks = 256;
-/// Pieces of a row, mostly: more of them take longer.
+/// Pieces of a row, mostly: more of them take longer (decision 0016).
 inline constexpr int kMostPieces = 5;
 /// Blocks for peers that bring more tokens than this rank: nobody knows their number when the launch is made.
 inline constexpr int kBlocksForPeers = 32;

@@ -180,9 +180,10 @@ __device__ __forceinline__ int first_expert(const CallParams& call, int rank) {
 struct LaneOfChoices {
   int number, choice;
 
-  __device__ explicit LaneOfChoices(const CallParams& call)
-      : number(static_cast<int>(static_cast<unsigned>(lane_index()) * call.choice_reciprocal >> kLaneBits)),
-        choice(lane_index() - number * call.top_k) {}
+  __device__ LaneOfChoices(std::uint32_t choice_reciprocal, int top_k)
+      : number(static_cast<int>(static_cast<unsigned>(lane_index()) * choice_reciprocal >> kLaneBits)),
+        choice(lane_index() - number * top_k) {}
+  __device__ explicit LaneOfChoices(const CallParams& call) : LaneOfChoices(call.choice_reciprocal, call.top_k) {}
 };
 
 /// What the lanes of a warp ask about at once, top_k lanes each: a token at the peers at some steps, or tokens in a row at one.

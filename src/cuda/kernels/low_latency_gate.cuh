@@ -34,25 +34,27 @@ __device__ inline void take_turn(const CallParams& call, Block& block, const Tur
   return atomicAdd(&call.progress->gate[turn.number & 1], 1);
 }
 
-/// The same thread, soon: the block that starts last opens the gate, another one may find it open. `before`: what enter_gate() said.
+__device__ __forceinline__ bool is_gate_open(const CallParams& call, const Turn& turn) {
+  return (*static_cast<const volatile std::uint32_t*>(&call.progress->gate[turn.number & 1]) & 0xFFFF) == gridDim.x;
+}
+
+/// The same thread, soon: the block that starts last opens the gate, another one may find it open. `before`: what
+/// enter_gate() said.
 [[nodiscard]] __device__ inline bool finds_gate_open(const CallParams& call, Block& block, const Turn& turn,
                                                      std::uint32_t before) {
-  if ((before & 0xFFFF) + 1 == gridDim.x) {
-    take_turn(call, block, turn, before >> 16);
-    return true;
-  }
-  return (*static_cast<volatile std::uint32_t*>(&call.progress->gate[turn.number & 1]) & 0xFFFF) == gridDim.x;
+  if ((before & 0xFFFF) + 1 != gridDim.x) return is_gate_open(call, turn);
+  take_turn(call, block, turn, before >> 16);
+  return true;
 }
 
 /// The same thread, later, if it was not open. False: this block retreats.
-__device__ inline bool pass_gate(const CallParams& call, const Block& block, const Turn& turn) {
-  const std::uint32_t parity = turn.number & 1;
-  std::uint32_t* const gate = &call.progress->gate[parity];
+[[nodiscard]] __device__ inline bool pass_gate(const CallParams& call, const Block& block, const Turn& turn) {
   if ((call.halves & kReceive) == 0) return true;
-  const auto is_open = [&] { return (*static_cast<volatile std::uint32_t*>(gate) & 0xFFFF) == gridDim.x; };
-  for (int polls = 0; !is_open() && look_at(block.received) == 0; ++polls) {
+  const std::uint32_t parity = turn.number & 1;
+  for (int polls = 0; !is_gate_open(call, turn) && look_at(block.received) == 0; ++polls) {
     if (polls < kGatePolls) continue;
-    if ((atomicAdd(gate, 1u << 16) & 0xFFFF) == gridDim.x) break;  // the last one has not counted this one: it stays
+    // The last one may not have counted this one: then it stays.
+    if ((atomicAdd(&call.progress->gate[parity], 1u << 16) & 0xFFFF) == gridDim.x) break;
     atomicOr(&call.progress->retreated[parity][blockIdx.x / 32], 1u << blockIdx.x % 32);
     return false;
   }

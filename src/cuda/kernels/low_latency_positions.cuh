@@ -33,18 +33,18 @@ struct Choices {
 template <int kUnroll>
 __device__ __forceinline__ unsigned count_some(const Choices& choices, std::int32_t* histogram, int begin, int end,
                                                int warp, int warps) {
-  const int number = static_cast<int>(static_cast<unsigned>(lane_index()) * choices.choice_reciprocal >> kLaneBits);
-  const int choice = lane_index() - number * choices.top_k, each = choices.tokens_per_warp, step = warps * each;
+  const LaneOfChoices lane(choices.choice_reciprocal, choices.top_k);
+  const int each = choices.tokens_per_warp, step = warps * each;
   unsigned strays = 0;
 #pragma unroll 1
   for (int first = begin + warp * each; first < end; first += kUnroll * step) {
     std::int64_t raw[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      const int token = first + i * step + number;
+      const int token = first + i * step + lane.number;
       raw[i] = -1;
-      if (number < each && token < end) {
-        raw[i] = raw_id(choices.experts, choices.wide_ids, token * choices.top_k + choice);
+      if (lane.number < each && token < end) {
+        raw[i] = raw_id(choices.experts, choices.wide_ids, token * choices.top_k + lane.choice);
       }
     }
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ unsigned count_some(const Choices& choices, std::int3
       if (first + i * step >= end) break;
       const int expert = checked_id(choices.num_experts, raw[i]);
       strays += expert < 0 && raw[i] != -1 ? 1 : 0;
-      const unsigned key = expert >= 0 ? static_cast<unsigned>(number) << 16 | static_cast<unsigned>(expert)
+      const unsigned key = expert >= 0 ? static_cast<unsigned>(lane.number) << 16 | static_cast<unsigned>(expert)
                                        : 0x8000'0000u | static_cast<unsigned>(lane_index());
       const unsigned same = __match_any_sync(kAllLanes, key);
       if (expert >= 0 && __ffs(static_cast<int>(same)) - 1 == lane_index()) atomicAdd(histogram + expert, 1);
