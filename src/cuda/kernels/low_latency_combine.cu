@@ -6,7 +6,7 @@
 //   roles   by warp: `groups` times `warps` that answer the group's homes, as the experts' rank; `warps` that take what
 //           comes home (the same ones as answer, where a block has no room for others); clerk (asks, waits for what homes
 //           ask, but for a warp's first answer, whose asks it reads itself), comm (heads, gate, flags, marks)
-//   moves   where the experts' rank adds: homes ask {local expert, weight} per choice, answers come one row per (token,
+//   moves   where the experts' rank adds: homes ask {local expert, form, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
 //           Several tokens a block: rows through shared memory, own shares as answers (low_latency_combine_staged.cuh)
