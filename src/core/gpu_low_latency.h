@@ -43,8 +43,8 @@ struct Cut {
   int strips = 0;             ///< per row
   int words_per_strip = 0;    ///< as words
   int packets_per_strip = 0;  ///< as packets
-  std::uint64_t table_words =
-      0;                     ///< first word of the table [tokens][top_k][words_per_choice]; before it head and counts
+  /// First word of the table [tokens][top_k][words_per_choice]; before it head and counts.
+  std::uint64_t table_words = 0;
   int words_per_choice = 0;  ///< dispatch 1, combine 2
   int top_k = 0;
   std::uint64_t record_bytes = 0;  ///< stride of rows as records

@@ -167,13 +167,16 @@ __device__ __forceinline__ void release_chunks(const CallParams& call, const Rol
   }
 }
 
+/// Offset in a region of a rank's sum of a token, one strip.
+__device__ __forceinline__ std::uint64_t answer_offset(const CallParams& call, Form form, int token, int strip) {
+  if (form == Form::kWords) return call.at.words + call.cut.row_word(token, strip) * 8;
+  if (form == Form::kPackets) return call.at.packets + call.cut.packet(token, strip) * 16;
+  return call.at.records + call.cut.record(token, 0) + strip * 512;
+}
 /// Where this rank's sum of a home's token, one strip, goes.
 __device__ __forceinline__ std::byte* answer_at(const CallParams& call, const Turn& turn, Form form, int home,
                                                 int token, int strip) {
-  std::byte* const region = region_to(call, turn, home);
-  if (form == Form::kWords) return region + call.at.words + call.cut.row_word(token, strip) * 8;
-  if (form == Form::kPackets) return region + call.at.packets + call.cut.packet(token, strip) * 16;
-  return region + call.at.records + call.cut.record(token, 0) + strip * 512;
+  return region_to(call, turn, home) + answer_offset(call, form, token, strip);
 }
 __device__ __forceinline__ void put_answer(std::byte* to, const Turn& turn, Form form, const Vectors<false>& sum) {
   Strip<1, 0> answer;

@@ -18,14 +18,14 @@ __device__ __forceinline__ bool take_answer(const CallParams& call, Block& block
   const std::byte* const region = region_from(call, turn, rank);
   bool came = true;
   if (form == Form::kWords) {
-    const std::byte* const from = region + call.at.words + call.cut.row_word(token, strip) * 8;
+    const std::byte* const from = region + answer_offset(call, Form::kWords, token, strip);
     (void)await(call, block, turn, rank, kWaitInReceive, [&] {
       came = load_words(from, answer, turn.number);
       return came || retreats(block);
     });
     came = __all_sync(kAllLanes, came);
   } else if (form == Form::kPackets) {
-    const std::byte* const from = region + call.at.packets + call.cut.packet(token, strip) * 16;
+    const std::byte* const from = region + answer_offset(call, Form::kPackets, token, strip);
     Packets<1> packets;
     (void)await(call, block, turn, rank, kWaitInReceive, [&] {
       came = load_packets<1, 0>(from, packets, turn.number);
@@ -34,8 +34,7 @@ __device__ __forceinline__ bool take_answer(const CallParams& call, Block& block
     came = __all_sync(kAllLanes, came);
     unpack(packets, answer);
   } else {
-    const std::byte* const from =
-        region + call.at.records + call.cut.record(token, 0) + strip * 512 + lane_index() * 16;
+    const std::byte* const from = region + answer_offset(call, form, token, strip) + lane_index() * 16;
     answer.data[0] = ptx::load_l2(from);
   }
   return came;
@@ -120,13 +119,14 @@ struct OwnStrips {
     load_rows(p, own.entry, which, held);
     return weigh_own(p, own, which, held);
   }
+  __device__ __forceinline__ void turn_to(const CombineParams& p, int token) {
+    if (token == own.token) return;
+    own.load(p, token);
+    strip = next = -1;
+  }
   /// Two strips of an item's first token, as far as there are.
   __device__ __forceinline__ void prepare(const CombineParams& p, const Item& item, const Role& role) {
-    if (own.token != item.first) {
-      own.load(p, item.first);
-      strip = -1;
-    }
-    next = -1;
+    turn_to(p, item.first);
     const int first = item.first_strip + role.warp;
 #pragma unroll 1
     for (int which = first; which < min(item.end_strip, first + 2 * role.warps); which += role.warps) {
@@ -164,10 +164,7 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
     for (int token = item.first; token < item.end; ++token) {
 #pragma unroll 1
       for (int strip = item.first_strip + role.warp; strip < item.end_strip; strip += role.warps) {
-        if (token != ahead.own.token) {
-          ahead.own.load(p, token);
-          ahead.strip = ahead.next = -1;
-        }
+        ahead.turn_to(p, token);
         if (strip == ahead.next) {
           ahead.mine = ahead.next_mine;
         } else if (strip != ahead.strip) {
