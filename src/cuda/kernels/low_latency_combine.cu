@@ -42,7 +42,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
     turn = find_turn(call);
   } else {
     // What there is before anybody asks: of the first home's token whose turn it is in this block, and of the own one.
-    const int me = call.team.rank, index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens;
+    const int me = call.team.rank, index = this_share(), tokens = call.routing.num_tokens;
     const Item item = first_item(call), own = item_of(call, call.own_form == Form::kRecords, tokens, index);
     const int strip = item.first_strip + role.warp, own_strip = own.first_strip + role.warp;
     const int step = __ffs(static_cast<int>(role.steps)) - 1;
@@ -143,7 +143,7 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
   Block& block = shared.block;
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   const bool times = receives && call.waited != nullptr && is_clerk_block();
-  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const int tokens = call.routing.num_tokens, index = this_share();
   const bool in_records = call.own_form == Form::kRecords;
   const Item item = item_of(call, in_records, tokens, index);
   const int items = num_items(call, in_records, tokens);

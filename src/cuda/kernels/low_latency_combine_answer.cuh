@@ -113,7 +113,7 @@ __device__ __forceinline__ int home_at(const CallParams& call, int step) {
 }
 /// The share's first token, while it is not known who has how many.
 __device__ __forceinline__ Item first_item(const CallParams& call) {
-  return item_of(call, false, 0, static_cast<int>(blockIdx.x));
+  return item_of(call, false, 0, this_share());
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ __device__ inline void send_choices(const CombineParams& p, Shared& shared, cons
   const CallParams& call = p.call;
   const bool all = is_refresh(turn.number);
   const int chunks = num_chunks(call.max_tokens), blocks = static_cast<int>(gridDim.x);
-  int releases = 0, at = static_cast<int>(blockIdx.x);
+  int releases = 0, at = this_share();
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step, at -= chunks) {  // one row of chunks, home after home
     const int home = home_at(call, step);

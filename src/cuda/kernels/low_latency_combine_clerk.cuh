@@ -26,7 +26,7 @@ __device__ __forceinline__ std::uint64_t ask_at(const CallParams& call, int toke
 }
 /// The other tokens of this block.
 static __device__ __noinline__ void send_more_asks(const CallParams& call, const Turn turn, unsigned ranks) {
-  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const int tokens = call.routing.num_tokens, index = this_share();
   const bool in_records = call.own_form == Form::kRecords;
   const LaneOfChoices lane(call);
 #pragma unroll 1
@@ -208,7 +208,7 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
   const CallParams& call = p.call;
   Block& block = shared.block;
   Clerk<kStaged> clerk(p, shared, turn, 0);
-  const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
+  const int share = this_share(), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
   const int end = min(ranks, 1 + call.tokens_per_warp);
   const Item item = first_item(call);
   // The first token, before it is known who has how many.

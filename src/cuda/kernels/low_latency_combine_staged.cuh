@@ -265,7 +265,7 @@ static_assert(kMaxTokens <= kMaxChunks * kLanes);  // a chunk's tokens have a la
 __device__ __forceinline__ void run_staged(const CombineParams& p, Shared& shared, const Role& role, Slot* slots) {
   const CallParams& call = p.call;
   Block& block = shared.block;
-  const int index = static_cast<int>(blockIdx.x), tokens = call.routing.num_tokens, chunks = num_chunks(tokens);
+  const int index = this_share(), tokens = call.routing.num_tokens, chunks = num_chunks(tokens);
   Ring ring(slots + warp_index() * p.slots, p.slots);
   const Item item = index < chunks ? item_of(call, true, tokens, index) : first_item(call);
   enter(call, block);

@@ -160,7 +160,7 @@ __device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int ch
 /// The share's first token at all sources of a group, while it is not known who has how many.
 __device__ __forceinline__ Span first_span(const CallParams& call) {
   return Span::steps(0, min(call.team.num_ranks, call.tokens_per_warp),
-                     item_of(call, false, 0, static_cast<int>(blockIdx.x)).first);
+                     item_of(call, false, 0, this_share()).first);
 }
 
 /// What a clerk has done of its block's own share before serve() does the rest.
@@ -255,7 +255,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   const CallParams& call = clerk.p.call;
   Block& block = clerk.shared.block;
   const Turn& turn = clerk.turn;
-  const int share = static_cast<int>(blockIdx.x), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
+  const int share = this_share(), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
   const int group = min(ranks, call.tokens_per_warp);
   const Item item = item_of(call, false, 0, share);
   Found ahead;
@@ -314,7 +314,7 @@ __device__ __forceinline__ void run_clerk(const DispatchParams& p, Shared& share
   const CallParams& call = p.call;
   Block& block = shared.block;
   Clerk clerk(p, shared, turn, round_threads, 0);
-  const int share = static_cast<int>(blockIdx.x);
+  const int share = this_share();
   Begun begun{false, 0};
   bool all = false;
   if (own_form(call, turn) == Form::kRecords && are_several_a_chunk(call.routing.num_tokens)) {

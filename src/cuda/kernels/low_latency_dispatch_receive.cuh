@@ -124,7 +124,7 @@ __device__ __forceinline__ void forget_rest(const DispatchParams& p, Block& bloc
   if (lane_index() < p.call.team.num_ranks) head = await_head(p.call, block, turn, lane_index());
   __syncwarp();
   if (any_lane(retreats(block))) return;
-  forget_rest(p, static_cast<int>(blockIdx.x), [&](int step) { return from_lane(head.tokens, step); });
+  forget_rest(p, this_share(), [&](int step) { return from_lane(head.tokens, step); });
 }
 
 // ---- data warps ----------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ template <bool kFp8>
 __device__ __forceinline__ Early<kFp8> look_early(const CallParams& call, const Shared& shared, const Role& role,
                                                   const Turn& turn) {
   Early<kFp8> early;
-  const Item item = item_of(call, false, 0, static_cast<int>(blockIdx.x));
+  const Item item = item_of(call, false, 0, this_share());
   const int strip = item.first_strip + role.warp;
   const Form form = own_form(call, turn);
   const int step = __ffs(static_cast<int>(role.steps)) - 1;

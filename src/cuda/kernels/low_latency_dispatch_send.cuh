@@ -276,7 +276,7 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, Shar
   const bool in_records = outlet.form == Form::kRecords;
   const int items = num_items(call, in_records, tokens);
 #pragma unroll 1
-  for (int at = static_cast<int>(blockIdx.x); at < items; at += blocks) {
+  for (int at = this_share(); at < items; at += blocks) {
     const Item item = item_of(call, in_records, tokens, at);
     const int first_strip = item.first_strip + role.warp;
     int token = first_strip < item.end_strip ? item.first : item.end, strip = first_strip;
@@ -329,7 +329,7 @@ __device__ __forceinline__ OwnStrips<kFp8, kWays> send_rows(const DispatchParams
                                                             const Role& role, Turn& turn) {
   const CallParams& call = p.call;
   Block& block = shared.block;
-  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const int tokens = call.routing.num_tokens, index = this_share();
   const bool in_records = call.own_form == Form::kRecords;
   const int items = num_items(call, in_records, tokens);
   const Item item = item_of(call, in_records, tokens, index);
@@ -381,7 +381,7 @@ __device__ __forceinline__ void release_chunks(const CallParams& call, const Sha
   const bool copies = comm_copies<kWays>(call, Form::kRecords);
   if (copies) bulk::acquired_for_stores();
   int count = 0;
-  for (int at = static_cast<int>(blockIdx.x); at < chunks; at += blocks) {
+  for (int at = this_share(); at < chunks; at += blocks) {
     if (copies) {
       const Item item = item_of(call, true, tokens, at);
 #pragma unroll 1
@@ -414,7 +414,7 @@ static __device__ __noinline__ void send_more_tables(const CallParams& call, Sha
                                                      const Turn turn, unsigned ranks, bool begun) {
   const int tokens = call.routing.num_tokens, threads = role.team_threads(), blocks = static_cast<int>(gridDim.x);
   const bool in_records = own_form(call, turn) == Form::kRecords;
-  const int index = static_cast<int>(blockIdx.x);
+  const int index = this_share();
   int counted = begun ? item_of(call, in_records, tokens, index).first + 1 : 0;
   ptx::barrier_sync(kTeamBarrier, threads);  // what was there is read, or the clerk has added the first token
   if (!begun) {
@@ -446,7 +446,7 @@ static __device__ __noinline__ void send_more_tables(const CallParams& call, Sha
 __device__ __forceinline__ Turn send_tables(const CallParams& call, Shared& shared, const Role& role, Place& ahead,
                                             bool& knows) {
   Block& block = shared.block;
-  const int tokens = call.routing.num_tokens, index = static_cast<int>(blockIdx.x);
+  const int tokens = call.routing.num_tokens, index = this_share();
   const bool in_records = call.own_form == Form::kRecords, counts_all = is_clerk_block();
   const Item item = item_of(call, in_records, tokens, index);
   const int items = num_items(call, in_records, tokens);

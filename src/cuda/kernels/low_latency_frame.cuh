@@ -53,9 +53,14 @@ struct Turn {
   std::uint64_t phase;  ///< offset of its regions
 };
 
+/// Which part of the work is this block's. The last one is the clerk block's, of which all others hear: it is the block that starts
+/// first.
+__device__ __forceinline__ int this_share() {
+  return static_cast<int>(gridDim.x - 1 - blockIdx.x);
+}
 /// The block that sends heads, counts and marks; where the caller allows it, it has no rows of its own.
 __device__ __forceinline__ bool is_clerk_block() {
-  return blockIdx.x == gridDim.x - 1;
+  return blockIdx.x == 0;
 }
 /// One turn per region, twice in 2^32.
 __device__ __forceinline__ bool is_refresh(std::uint32_t turn) {

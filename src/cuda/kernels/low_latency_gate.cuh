@@ -55,7 +55,7 @@ __device__ __forceinline__ bool is_gate_open(const CallParams& call, const Turn&
     if (polls < kGatePolls) continue;
     // The last one may not have counted this one: then it stays.
     if ((atomicAdd(&call.progress->gate[parity], 1u << 16) & 0xFFFF) == gridDim.x) break;
-    atomicOr(&call.progress->retreated[parity][blockIdx.x / 32], 1u << blockIdx.x % 32);
+    atomicOr(&call.progress->retreated[parity][this_share() / 32], 1u << this_share() % 32);
     return false;
   }
   return true;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void for_each_share(const Block& block, bool own, Ser
   int others = own ? 0 : all();
 #pragma unroll 1
   for (int i = own ? -1 : 0; i < others; ++i) {
-    if (i < 0 || (block.extra[i / 32] >> (i % 32) & 1) != 0) serve(i < 0 ? static_cast<int>(blockIdx.x) : i);
+    if (i < 0 || (block.extra[i / 32] >> (i % 32) & 1) != 0) serve(i < 0 ? this_share() : i);
     if (i < 0 && !serves_alone(block) && gate_opens(block)) others = all();
   }
 }
