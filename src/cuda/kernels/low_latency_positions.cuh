@@ -39,6 +39,8 @@ __device__ __forceinline__ unsigned count_some(const Choices& choices, std::int3
 #pragma unroll 1
   for (int first = begin + warp * each; first < end; first += kUnroll * step) {
     std::int64_t raw[kUnroll];
+    int expert[kUnroll];
+    bool counts[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int token = first + i * step + lane.number;
@@ -49,13 +51,22 @@ __device__ __forceinline__ unsigned count_some(const Choices& choices, std::int3
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      if (first + i * step >= end) break;
-      const int expert = checked_id(choices.num_experts, raw[i]);
-      strays += expert < 0 && raw[i] != -1 ? 1 : 0;
-      const unsigned key = expert >= 0 ? static_cast<unsigned>(lane.number) << 16 | static_cast<unsigned>(expert)
-                                       : 0x8000'0000u | static_cast<unsigned>(lane_index());
-      const unsigned same = __match_any_sync(kAllLanes, key);
-      if (expert >= 0 && __ffs(static_cast<int>(same)) - 1 == lane_index()) atomicAdd(histogram + expert, 1);
+      expert[i] = checked_id(choices.num_experts, raw[i]);
+      strays += expert[i] < 0 && raw[i] != -1 ? 1 : 0;
+      counts[i] = expert[i] >= 0;
+    }
+    // Shuffles: a match of 32 different values takes 600 cycles.
+#pragma unroll 1
+    for (int back = 1; back < choices.top_k; ++back) {
+#pragma unroll
+      for (int i = 0; i < kUnroll; ++i) {
+        const int earlier = __shfl_up_sync(kAllLanes, expert[i], static_cast<unsigned>(back));
+        counts[i] = counts[i] & ((earlier != expert[i]) | (lane.choice < back));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      if (counts[i]) atomicAdd(histogram + expert[i], 1);
     }
   }
   return strays;
