@@ -43,12 +43,15 @@ __device__ __forceinline__ void communicate(const DispatchParams& p, Shared& sha
     ptx::barrier_sync(kTurnBarrier, all_threads());
     if (!receives) let_next_start();
     bool open = true;
-    if (lane_index() == 0) {
-      open = finds_gate_open(call, block, turn, enter_gate(call, turn));
-      if (open) tell_gate(block, true);
-    }
-    __syncwarp();
-    release_chunks<kWays>(call, shared, slots, turn, ranks, role);  // whatever the gate: others wait for these rows
+    const std::uint32_t before = lane_index() == 0 ? enter_gate(call, turn) : 0;
+    const auto find_gate = [&] {
+      if (lane_index() == 0) {
+        open = finds_gate_open(call, block, turn, before);
+        if (open) tell_gate(block, true);
+      }
+      __syncwarp();
+    };
+    release_chunks<kWays>(call, shared, slots, turn, ranks, role, find_gate);  // whatever the gate: others wait for these rows
     if (!open) tell_gate(block, pass_gate(call, block, turn));
     __syncwarp();
     if (receives) let_next_start();
@@ -134,7 +137,7 @@ void launch_dispatch(const DispatchParams& params, int num_sms, bool early, cuda
   shape.stream = stream;
   shape.early = early;
   const bool two_at_once = p.call.warps < p.call.piece_strips;
-  if (two_at_once && are_several_a_chunk(p.call.routing.num_tokens) && device_traits().bulk_copies) {
+  if (two_at_once && outward::copies_records(p.call) && device_traits().bulk_copies) {
     shape.shared_bytes = outward::kRecordSlots * p.call.cut.record_bytes;
   }
   outward::kDispatch[fp8 ? 1 : 0][two_at_once ? 1 : 0](shape, p);

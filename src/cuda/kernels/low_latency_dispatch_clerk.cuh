@@ -260,12 +260,25 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   const Item item = item_of(call, false, 0, share);
   Found ahead;
   const Span all_steps = first_span(call);
+  // Own records first: they hide the others' flight.
+  const bool own_first = knows && group > 1 && own_form(call, turn) == Form::kRecords;
+  if (own_first) {
+    Found found;
+    found.head.form = Form::kRecords;
+    found.asked = lane_index() < call.top_k;
+    ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
+    locate(clerk, call.team.rank, found.asked && own.home == call.team.rank ? own.value : kNoChoice, found);
+    const Item chunk{share, share + 1, 0, call.cut.strips};
+    const Span one = Span::tokens(0, share, share + 1);
+    emit(clerk, found, chunk, one, false);
+    note(clerk, found, chunk, one);
+  }
   const std::uint32_t value = ask(clerk, first, knows, own, ahead);
   const bool here = clerk.lane.number < group;
   const bool in_records = here && ahead.head.form == Form::kRecords;
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 1u << clerk.lane.number : 0);
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
-  ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
+  if (!own_first) ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
   locate(clerk, first.source, value, ahead);
   Begun begun{false, 0};
   all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
@@ -280,7 +293,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   if (records != 0 && item.first == share && !are_several_a_chunk(most)) {  // a chunk is a token, and this is the one
     all = begun.units ? false : group == ranks && most <= blocks && serves_alone(block);
 #pragma unroll 1
-    for (int step = 0; step < group; ++step) {
+    for (int step = own_first ? 1 : 0; step < group; ++step) {
       if ((records >> step & 1) == 0) continue;
       Found found;
       const int from = (lane_index() + step * call.top_k) % kLanes;
@@ -302,6 +315,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
       begun.records |= 1u << step;
     }
   }
+  if (own_first) begun.records |= 1u;
   keep_head(block, here && clerk.lane.choice == 0, source_at(call, here ? clerk.lane.number : 0), ahead.head);
   if (group < ranks) await_heads(call, block, turn, group);
   begun.whole_share = group == ranks && begun.records == records && most * call.pieces <= blocks;

@@ -208,10 +208,17 @@ __device__ __forceinline__ void put_strip(const CallParams& call, const Turn& tu
   }
 }
 
-/// Are a block's records copied by the comm warp? One token's are sooner there by stores.
+/// Are a block's records copied by the comm warp? One token's are sooner there by stores, unless they are many bytes (measured:
+/// 22 KB are not, 43 KB are). In a refresh of words and packets there is no room for them.
+__host__ __device__ constexpr bool copies_records(const CallParams& call) {
+  constexpr std::uint64_t kMostStored = 32768;
+  return call.own_form == Form::kRecords &&
+         (are_several_a_chunk(call.routing.num_tokens) ||
+          call.cut.record_bytes * static_cast<unsigned>(call.team.num_ranks - 1) > kMostStored);
+}
 template <int kWays>
-__device__ __forceinline__ bool comm_copies(const CallParams& call, Form form) {
-  return kCopiesRecords<kWays> && form == Form::kRecords && are_several_a_chunk(call.routing.num_tokens);
+__device__ __forceinline__ bool comm_copies(const CallParams& call) {
+  return kCopiesRecords<kWays> && copies_records(call);
 }
 
 /// Where a block's senders put rows: to the ranks themselves, or, records, into shared memory for comm.
@@ -234,7 +241,7 @@ struct Outlet {
         role(who),
         turn(now),
         form(own_form(params, now)),
-        copies(comm_copies<kWays>(params, form)) {}
+        copies(comm_copies<kWays>(params)) {}
 
   /// Strips of a token, up to `end`, for the ranks.
   __device__ __forceinline__ void put(unsigned ranks, int token, int strip, int end,
@@ -256,12 +263,22 @@ struct Outlet {
   __device__ __forceinline__ void end_token(bool more) {
     if (!copies) return;
     bulk::used_before_copy();
-    ptx::barrier_sync(kStoredBarrier, role.stored_threads());
+    come_to_comm(more);
     if (++tokens >= kRecordSlots && more) ptx::barrier_sync(kReusableBarrier, role.stored_threads());
   }
-  /// All of an item.
-  __device__ __forceinline__ void end_item() const {
-    if (!copies && form == Form::kRecords) ptx::barrier_sync(kStoredBarrier, role.stored_threads());  // pattern A
+  /// All of an item; `more`: there is another one.
+  __device__ __forceinline__ void end_item(bool more) const {
+    if (!copies && form == Form::kRecords) come_to_comm(more);  // pattern A
+  }
+
+ private:
+  /// The last time nobody waits for comm.
+  __device__ __forceinline__ void come_to_comm(bool more) const {
+    if (more) {
+      ptx::barrier_sync(kStoredBarrier, role.stored_threads());
+    } else {
+      ptx::barrier_arrive(kStoredBarrier, role.stored_threads());
+    }
   }
 };
 
@@ -312,7 +329,7 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, Shar
       outlet.put(hosts, this_token, this_strip, item.end_strip, cast<kFp8, kWays>(p, raw, this_strip, role.warps));
       end_if_through(this_token);
     }
-    outlet.end_item();
+    outlet.end_item(at + blocks < items);
   }
   if (!is_refresh(turn.number)) return;
   const int me = call.team.rank;
@@ -360,17 +377,18 @@ __device__ __forceinline__ OwnStrips<kFp8, kWays> send_rows(const DispatchParams
     send_more_rows<kFp8, kWays>(p, shared, slots, role, turn, ranks, true);
   } else if (any) {
     outlet.end_token(false);
-    outlet.end_item();
+    outlet.end_item(false);
   }
   return own;
 }
 
 /// The comm warp's side of send_rows(), when the rows are records: a flag per chunk and peer. `slots`: the records themselves,
-/// where it copies them.
-template <int kWays>
+/// where it copies them. meanwhile(): once, while the first copies are on their way.
+template <int kWays, class Meanwhile>
 __device__ __forceinline__ void release_chunks(const CallParams& call, const Shared& shared, const std::byte* slots,
-                                               const Turn& turn, unsigned ranks, const Role& role) {
-  if (own_form(call, turn) != Form::kRecords) return;
+                                               const Turn& turn, unsigned ranks, const Role& role,
+                                               Meanwhile&& meanwhile) {
+  const bool in_records = own_form(call, turn) == Form::kRecords;
   const int tokens = call.routing.num_tokens, chunks = num_chunks(tokens), blocks = static_cast<int>(gridDim.x);
   // A lane per step: copies start in the order of steps.
   const int step = lane_index();
@@ -378,11 +396,13 @@ __device__ __forceinline__ void release_chunks(const CallParams& call, const Sha
   const int peer = rank_above(call, is_peer ? step : 0);
   const bool to_peer = is_peer && (ranks >> peer & 1) != 0;
   std::byte* const region = region_to(call, turn, peer);
-  const bool copies = comm_copies<kWays>(call, Form::kRecords);
+  const bool copies = comm_copies<kWays>(call);
   if (copies) bulk::acquired_for_stores();
   int count = 0;
-  for (int at = this_share(); at < chunks; at += blocks) {
-    if (copies) {
+#pragma unroll 1
+  for (int at = this_share();; at += blocks) {
+    const bool any = in_records && at < chunks;
+    if (copies && any) {
       const Item item = item_of(call, true, tokens, at);
 #pragma unroll 1
       for (int token = item.first; token < item.end; ++token) {
@@ -398,6 +418,10 @@ __device__ __forceinline__ void release_chunks(const CallParams& call, const Sha
         __syncwarp();
         ptx::barrier_arrive(kReusableBarrier, role.stored_threads());
       }
+    }
+    if (at < blocks) meanwhile();
+    if (!any) return;
+    if (copies) {
       bulk::wait_delivered();
       __syncwarp();
     } else {

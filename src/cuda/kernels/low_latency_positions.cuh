@@ -131,21 +131,19 @@ __device__ __forceinline__ void send_places(const CallParams& call, const Turn& 
 __device__ inline void send_counts(const CallParams& call, const Turn& turn, unsigned ranks,
                                    const std::int32_t* histogram, int thread, int threads) {
   const int pairs = static_cast<int>(call.cut.count_pairs());
+  // Peers side by side as far as there are threads: here all of them wait for these words.
 #pragma unroll 1
-  for (int step = 1; step <= call.team.num_ranks; ++step) {
-    const int rank = rank_above(call, step);
+  for (int step = 1, pair = thread;; pair += threads) {
+    for (; pair >= pairs; pair -= pairs) ++step;
+    if (step > call.team.num_ranks) return;
+    const int rank = rank_above(call, step), local = 2 * pair;
     if ((ranks >> rank & 1) == 0) continue;
-    std::byte* const region = region_to(call, turn, rank);
     const int first = first_expert(call, rank), count = first_expert(call, rank + 1) - first;
-#pragma unroll 1
-    for (int pair = thread; pair < pairs; pair += threads) {
-      const int local = 2 * pair;
-      const std::int32_t low = local < count ? histogram[first + local] : 0;
-      const std::int32_t high = local + 1 < count ? histogram[first + local + 1] : 0;
-      ptx::store_two_words(&word_in(call, region, call.cut.count_word(static_cast<unsigned>(local))),
-                           make_word(static_cast<std::uint32_t>(low), turn.number),
-                           make_word(static_cast<std::uint32_t>(high), turn.number));
-    }
+    const std::int32_t low = local < count ? histogram[first + local] : 0;
+    const std::int32_t high = local + 1 < count ? histogram[first + local + 1] : 0;
+    ptx::store_two_words(&word_in(call, region_to(call, turn, rank), call.cut.count_word(static_cast<unsigned>(local))),
+                         make_word(static_cast<std::uint32_t>(low), turn.number),
+                         make_word(static_cast<std::uint32_t>(high), turn.number));
   }
 }
 
