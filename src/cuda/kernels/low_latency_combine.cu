@@ -5,7 +5,7 @@
 //           Exact: one sum over all choices in top-k order, rounded once
 //   roles   by warp: `groups` times `warps` that answer the group's homes, as the experts' rank; `warps` that take what
 //           comes home (the same ones as answer, where a block has no room for others); clerk (asks, waits for what homes
-//           ask, but for a warp's first answer, whose asks it reads itself), comm (heads, gate, flags, marks)
+//           ask, but for a warp's first answers, whose asks it reads itself), comm (heads, gate, flags, marks)
 //   moves   where the experts' rank adds: homes ask {local expert, form, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
@@ -68,7 +68,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       mine.strip = own_strip;
       mine.mine = weigh_own(p, mine.own, own_strip, held);
     }
-    if (any) ahead = {home_at(call, step), item.first, strip, entry.read(p)};
+    if (any) ahead = {home_at(call, step), item.first, strip, entry.read(p), strip};
     load_rows(p, ahead.entry, strip, held);  // here long before they are asked for
   }
   if (sends) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
       ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // it is known where to
       send_choices<kTravel == Travel::kLogFmt>(p, shared, role, turn);
     } else if (role.answers) {
-      if (ahead.home >= 0) answer_early(p, shared, turn, ahead, held);
+      answer_early(p, shared, role, turn, ahead, held);
       answer_rounds(p, shared, role, turn, ahead, held);
     }
     if (is_refresh(turn.number) && role.answers) [[unlikely]] {

@@ -213,9 +213,18 @@ __device__ __forceinline__ void for_each_round(const CallParams& call, Shared& s
 
 /// Rows of one token of one home, one strip, that were loaded before it was known whether and how they are asked for.
 struct Ahead {
-  int home = -1, token = -1, strip = -1;
+  int home = -1, token = -1;
+  int strip = -1;  ///< -1 = the rows are gone
   std::int32_t entry = -1;
-  bool answered = false;
+  int first_strip = -1;   ///< what `strip` was first
+  unsigned answered = 0;  ///< steps of homes that have their answers to that strip, bits
+
+  __device__ __forceinline__ bool has(int its_home, int its_token, int its_strip) const {
+    return its_home == home && its_token == token && its_strip == strip;
+  }
+  __device__ __forceinline__ bool is_answered(int step, int its_token, int its_strip) const {
+    return (answered >> step & 1) != 0 && its_token == token && its_strip == first_strip;
+  }
 };
 
 /// What a home asks about a choice: word 0 {epoch, form of the home's rows (16), local expert (16)}, word 1 {epoch, weight}.
@@ -235,10 +244,9 @@ __device__ __forceinline__ Asked read_ask(const CallParams& call, std::uint64_t 
           __uint_as_float(static_cast<std::uint32_t>(weight))};
 }
 
-/// Those that answer, until the clerk knows more: the first answer of a warp needs no round where the home asks in time. Not for
-/// homes whose rows are records: their flags go by rounds.
-__device__ __forceinline__ void answer_early(const CombineParams& p, Shared& shared, const Turn& turn, Ahead& ahead,
-                                             const Held& held) {
+/// One early answer. False: the clerk knows more by now, or the home's rows are records, whose flags go by rounds.
+[[nodiscard]] __device__ __forceinline__ bool answer_early(const CombineParams& p, Shared& shared, const Turn& turn,
+                                                           const Ahead& ahead, const Held& held) {
   const CallParams& call = p.call;
   const std::byte* const words = reinterpret_cast<const std::byte*>(
       &word_in(call, region_from(call, turn, ahead.home),
@@ -254,16 +262,36 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
     ranks = *static_cast<const volatile unsigned*>(&shared.ranks);
     there = __all_sync(kAllLanes, is_fresh(expert, turn.number) && is_fresh(weight, turn.number) &&
                                       (ranks & kRanksKnown) != 0) != 0;
-    if (!there && any_lane(look_at(shared.posted) != 0)) return;
+    if (!there && any_lane(look_at(shared.posted) != 0)) return false;
   }
   ptx::fence_block();  // whoever said which ranks has acquired their marks (pattern F, litmus slot-reuse-cta)
   const auto form = static_cast<Form>(from_lane(static_cast<int>(form_of_ask(expert)), 0));
-  if (form == Form::kRecords) return;
-  ahead.answered = true;
+  if (form == Form::kRecords) return false;
   Asked asked;
   if (lane_index() < call.top_k) asked = read_ask(call, expert, weight);
-  if ((ranks >> ahead.home & 1) == 0 || !__any_sync(kAllLanes, asked.expert >= 0)) return;
+  if ((ranks >> ahead.home & 1) == 0 || !__any_sync(kAllLanes, asked.expert >= 0)) return true;
   put_answer(form == Form::kWords ? as_words : as_packets, turn, form, weigh(p, ahead.entry, asked, ahead.strip, held));
+  return true;
+}
+/// Those that answer, until the clerk knows more: a warp's first answers need no round where homes ask in time. Where the same warps
+/// take what comes home, only the very first one: with all of them 64 tokens of four ranks took longer (decision 0017).
+__device__ __forceinline__ void answer_early(const CombineParams& p, Shared& shared, const Role& role, const Turn& turn,
+                                             Ahead& ahead, Held& held) {
+  if (ahead.home < 0) return;
+#pragma unroll 1
+  for (unsigned steps = role.steps;;) {
+    const int step = __ffs(static_cast<int>(steps)) - 1;
+    steps = p.call.split ? steps & (steps - 1) : 0;
+    const int next = home_at(p.call, max(__ffs(static_cast<int>(steps)) - 1, 0));
+    RawEntry entry;  // on its way while this home is waited for
+    if (steps != 0) entry = RawEntry(p, next, ahead.token);
+    if (!answer_early(p, shared, turn, ahead, held)) return;
+    ahead.answered |= 1u << step;
+    if (steps == 0) return;
+    ahead.home = next;
+    ahead.entry = entry.read(p);
+    load_rows(p, ahead.entry, ahead.strip, held);
+  }
 }
 
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.
@@ -284,8 +312,8 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
       if (home != ahead.home || token != ahead.token) entry = RawEntry(p, home, token).read(p);
 #pragma unroll 1
       for (int strip = round.item.first_strip + role.warp; strip < round.item.end_strip; strip += role.warps) {
-        if (ahead.answered && home == ahead.home && token == ahead.token && strip == ahead.strip) continue;
-        if (home != ahead.home || token != ahead.token || strip != ahead.strip) {
+        if (ahead.is_answered(step, token, strip)) continue;
+        if (!ahead.has(home, token, strip)) {
           load_rows(p, entry, strip, held);
           ahead.strip = -1;  // what was held ahead is gone
         }

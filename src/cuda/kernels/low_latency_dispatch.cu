@@ -51,7 +51,8 @@ __device__ __forceinline__ void communicate(const DispatchParams& p, Shared& sha
       }
       __syncwarp();
     };
-    release_chunks<kWays>(call, shared, slots, turn, ranks, role, find_gate);  // whatever the gate: others wait for these rows
+    release_chunks<kWays>(call, shared, slots, turn, ranks, role,
+                          find_gate);  // whatever the gate: others wait for these rows
     if (!open) tell_gate(block, pass_gate(call, block, turn));
     __syncwarp();
     if (receives) let_next_start();

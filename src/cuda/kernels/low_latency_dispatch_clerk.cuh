@@ -159,8 +159,7 @@ __device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int ch
 
 /// The share's first token at all sources of a group, while it is not known who has how many.
 __device__ __forceinline__ Span first_span(const CallParams& call) {
-  return Span::steps(0, min(call.team.num_ranks, call.tokens_per_warp),
-                     item_of(call, false, 0, this_share()).first);
+  return Span::steps(0, min(call.team.num_ranks, call.tokens_per_warp), item_of(call, false, 0, this_share()).first);
 }
 
 /// What a clerk has done of its block's own share before serve() does the rest.
