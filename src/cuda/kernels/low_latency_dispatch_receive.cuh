@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "cuda/kernels/low_latency_dispatch_send.cuh"
+#include "cuda/kernels/low_latency_dispatch_tables.cuh"
 
 namespace anyep::cuda::low_latency::outward {
 
