@@ -115,3 +115,38 @@ def test_the_part_of_points_has_every_named_one_and_enough_calls_for_p99(tmp_pat
     for name in named:
         assert any(name in point for point in points), name
     assert all(7 * int(start["--rounds"]) >= 300 for start in starts)
+
+
+PAIR_PROGRAM = """#!{python}
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+common = {{"gpu": "NVIDIA H200", "gpus": 4, "cuda_driver": 13000, "version": "0.1.0+abc"}}
+shape = {{"kind": "ll", "tokens": 32, "hidden": 7168, "topk": 8, "experts": 256, "routing": "uniform:1", "ranks": 4, "max_tokens": 128}}
+with open(given["--out"], "a") as out:
+    def put(**fields):
+        out.write(json.dumps(fields | common | shape) + "\\n")
+    for dtype, us in (("fp8", 8.5), ("bf16", 10.0)):
+        put(who="probe", op="step", dtype=dtype, form="copied", blocks=32, wrong=0, us=[us] * 3)
+    for dtype, us in (("fp8", {fp8}), ("bf16", {bf16})):
+        put(who="anyep", op="pair", mode="graph", dtype=dtype, sms=0, wire_rows=32, wrong=0, us=[us] * 3)
+"""
+
+
+@pytest.mark.parametrize("fp8, bf16, passed", [(20.3, 20.9, (True, True)), (20.5, 21.0, (False, False)), (20.7, 20.8, (False, True))])
+def test_on_four_h200_a_pair_is_measured_in_microseconds_as_well(tmp_path: Path, fp8: float, bf16: float, passed: tuple[bool, bool]):
+    for name, text in (
+        ("anyep_bench_gpu", PAIR_PROGRAM.format(python=sys.executable, fp8=fp8, bf16=bf16)),
+        ("nvidia-smi", "#!/bin/sh\nfor i in 1 2 3 4; do echo 'NVIDIA H200, 580.1'; done\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, str(BENCH / "run_gpu"), str(tmp_path), "--ranks", "4", "--part", "decode", "--results", str(tmp_path / "results")]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "results").glob("*.jsonl")
+    pairs = {record["dtype"]: record for record in map(json.loads, file.read_text().splitlines()) if record["op"] == "pair"}
+    assert [pairs[dtype]["bar"]["most_us"] for dtype in ("fp8", "bf16")] == [20.6, 20.9]
+    assert [pairs[dtype]["times"] for dtype in ("fp8", "bf16")] == [pytest.approx(fp8 / 18.5, abs=1e-4), pytest.approx(bf16 / 20, abs=1e-4)]
+    assert (pairs["fp8"]["pass"], pairs["bf16"]["pass"]) == passed
+    assert f"at most 20.6 us: {'met' if fp8 <= 20.6 else 'missed'}" in done.stdout  # 20.5 is 1.108 times its steps
