@@ -259,6 +259,14 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   const Item item = item_of(call, false, 0, share);
   Found ahead;
   const Span all_steps = first_span(call);
+  Begun begun{false, 0};
+  const auto tell_chunk = [&](int step, const Found& found, bool last) {  // a chunk is a token, and this is the one
+    const Item chunk{share, share + 1, 0, call.cut.strips};
+    const Span one = Span::tokens(step, share, share + 1);
+    emit(clerk, found, chunk, one, last);
+    note(clerk, found, chunk, one);
+    begun.records |= 1u << step;
+  };
   // Own records first: they hide the others' flight.
   const bool own_first = knows && group > 1 && own_form(call, turn) == Form::kRecords;
   if (own_first) {
@@ -267,10 +275,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
     found.asked = lane_index() < call.top_k;
     ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
     locate(clerk, call.team.rank, found.asked && own.home == call.team.rank ? own.value : kNoChoice, found);
-    const Item chunk{share, share + 1, 0, call.cut.strips};
-    const Span one = Span::tokens(0, share, share + 1);
-    emit(clerk, found, chunk, one, false);
-    note(clerk, found, chunk, one);
+    tell_chunk(0, found, false);
   }
   const std::uint32_t value = ask(clerk, first, knows, own, ahead);
   const bool here = clerk.lane.number < group;
@@ -279,7 +284,6 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
   if (!own_first) ptx::barrier_sync(kCountsBarrier, counts_threads);  // the receivers have the counts
   locate(clerk, first.source, value, ahead);
-  Begun begun{false, 0};
   all = records == 0 && group == ranks && most * call.pieces <= blocks && serves_alone(block);
   if (records != (2u << (group - 1)) - 1) {  // some come as words or packets
     Found units = ahead;
@@ -289,7 +293,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
     note(clerk, units, item, all_steps);
     begun.units = true;
   }
-  if (records != 0 && item.first == share && !are_several_a_chunk(most)) {  // a chunk is a token, and this is the one
+  if (records != 0 && item.first == share && !are_several_a_chunk(most)) {
     all = begun.units ? false : group == ranks && most <= blocks && serves_alone(block);
 #pragma unroll 1
     for (int step = own_first ? 1 : 0; step < group; ++step) {
@@ -306,15 +310,10 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
         found.asked = asked;
         found.row = row;
       }
-      const Item chunk{share, share + 1, 0, call.cut.strips};
       await_chunk(clerk, step, share, found);
-      const Span one = Span::tokens(step, share, share + 1);
-      emit(clerk, found, chunk, one, all && step + 1 == group);
-      note(clerk, found, chunk, one);
-      begun.records |= 1u << step;
+      tell_chunk(step, found, all && step + 1 == group);
     }
   }
-  if (own_first) begun.records |= 1u;
   keep_head(block, here && clerk.lane.choice == 0, source_at(call, here ? clerk.lane.number : 0), ahead.head);
   if (group < ranks) await_heads(call, block, turn, group);
   begun.whole_share = group == ranks && begun.records == records && most * call.pieces <= blocks;
