@@ -6,6 +6,7 @@
 #include <atomic>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "low_latency_world.h"
 
@@ -210,7 +211,8 @@ class Bench {
   std::vector<Data> data_;
 };
 
-inline int bench(int num_ranks, int) {
+/// Prints a line per number of tokens.
+inline int bench(int num_ranks, const std::vector<int>& tokens_per_rank) {
   Bench bench(num_ranks);
   struct Column {
     const char* name;
@@ -227,7 +229,7 @@ inline int bench(int num_ranks, int) {
   for (const Column& column : columns) std::printf(" %10s", column.name);
   std::printf("\n");
   bool right = true;
-  for (const int tokens : {1, 8, 16, 32, 64, 128, 256, 512}) {
+  for (const int tokens : tokens_per_rank) {
     std::printf("%6d", tokens);
     for (const Column& column : columns) {
       const double us = bench.period(tokens, column.mode);

@@ -1,7 +1,10 @@
 // Low-latency kernels against the reference, bit for bit: random shapes call by call, uneven batches, hooks, masks, faults.
-//   low_latency_kernels_test [ranks] [seconds] [--bench] [--seed n]
+//   low_latency_kernels_test [ranks] [seconds] [--bench [--tokens 1,8,32]] [--seed n]
 #include <cstdint>
+#include <cstdlib>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "low_latency_bench.h"
 #include "low_latency_case.h"
@@ -333,9 +336,14 @@ int main(int argc, char** argv) {
   int ranks = 2, seconds = 20, position = 0;
   std::uint64_t seed = 1;
   bool bench = false;
+  std::vector<int> tokens = {1, 8, 16, 32, 64, 128, 256, 512};
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--bench") {
       bench = true;
+    } else if (std::string(argv[i]) == "--tokens" && i + 1 < argc) {  // of the bench, separated by commas, at most 512
+      tokens.clear();
+      std::stringstream list(argv[++i]);
+      for (std::string one; std::getline(list, one, ',');) tokens.push_back(std::atoi(one.c_str()));
     } else if (std::string(argv[i]) == "--seed" && i + 1 < argc) {
       seed = std::strtoull(argv[++i], nullptr, 10);
     } else {
@@ -343,7 +351,7 @@ int main(int argc, char** argv) {
     }
   }
   anyep::test::watch(seconds + 45);
-  const int result = bench ? anyep::test::bench(ranks, seconds) : anyep::test::run(ranks, seconds, seed);
+  const int result = bench ? anyep::test::bench(ranks, tokens) : anyep::test::run(ranks, seconds, seed);
   std::printf("%d ranks: %s\n", ranks, result == 0 ? "PASS" : "FAIL");
   std::fflush(stdout);
   _exit(result);
