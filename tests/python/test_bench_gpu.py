@@ -51,6 +51,7 @@ def test_a_figure_is_measured_against_the_fastest_pattern_with_as_many_sms(run):
     (record,) = [one for one in records if one["op"] == "dispatch_cached"]
     assert done.returncode == 0, done.stderr
     assert record["us_p50"] == 174.0 and record["starts"] == 3 and record["iters"] == 9
+    assert record["us_max"] == 182.0 and record["max_at"] == [2, 2, 2]
     assert record["pattern_us"] == 170.0 and record["times"] == 1.0235 and record["pass"]  # not that of 20 SMs
     assert record["bar"] == {"yardstick": "push", "bar": 1.04, "goal": 1.01, "peer_us": 281, "p99": 1.15}
     assert record["gpu"] == "NVIDIA H100 80GB HBM3" and record["count"] == 2 and record["cuda"] == "13.0"
