@@ -53,8 +53,12 @@ class Figure:
         return median(self.medians)
 
     @property
+    def pooled(self):
+        return [us for line in self.starts for us in line["us"]]
+
+    @property
     def p99(self):
-        return nearest_rank([us for line in self.starts for us in line["us"]], 99)
+        return nearest_rank(self.pooled, 99)
 
     @property
     def iterations(self):

@@ -1,5 +1,6 @@
 // Period of a dispatch + combine pair: graphs of 100 pairs, replayed on every GPU at once; the slowest rank, median of the
-// replays. So many, since the ranks' start is a few microseconds apart, which the slowest one waits. Three sets of inputs in turn; combine takes a slab of its own.
+// replays. So many, since the ranks' start is a few microseconds apart, which the slowest one waits. Three sets of inputs in
+// turn; combine takes a slab of its own.
 #pragma once
 
 #include <algorithm>

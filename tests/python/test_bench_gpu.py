@@ -28,17 +28,20 @@ with open(given["--out"], "a") as out:
 """
 
 
+def stand_in(folder: Path, program: str, gpu: str, count: int) -> dict[str, str]:
+    """A bench program of ours and an nvidia-smi, in a folder; the environment that finds them."""
+    gpus = "".join(f"{gpu}, 580.1\\n" for _ in range(count))
+    for name, text in (("anyep_bench_gpu", program), ("nvidia-smi", f"#!/bin/sh\nprintf '{gpus}'\n")):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 @pytest.fixture
 def run(tmp_path: Path):
     def go(us: float, wrong: int = 0) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
-        for name, text in (
-            ("anyep_bench_gpu", PROGRAM.format(python=sys.executable, us=us, wrong=wrong)),
-            ("nvidia-smi", "#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 580.1\\nNVIDIA H100 80GB HBM3, 580.1\\n'\n"),
-        ):
-            (tmp_path / name).write_text(text)
-            (tmp_path / name).chmod(0o755)
+        environment = stand_in(tmp_path, PROGRAM.format(python=sys.executable, us=us, wrong=wrong), "NVIDIA H100 80GB HBM3", 2)
         command = [sys.executable, str(BENCH / "run_gpu"), str(tmp_path), "--part", "bars", "--results", str(tmp_path / "results")]
-        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         (file,) = (tmp_path / "results").glob("*.jsonl")
         return done, [json.loads(line) for line in file.read_text().splitlines()]
@@ -98,14 +101,8 @@ with open("{log}", "a") as out:
 
 def test_the_part_of_points_has_every_named_one_and_enough_calls_for_p99(tmp_path: Path):
     log = tmp_path / "starts"
-    for name, text in (
-        ("anyep_bench_gpu", LOGGING_PROGRAM.format(python=sys.executable, log=log)),
-        ("nvidia-smi", "#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 580.1\\nNVIDIA H100 80GB HBM3, 580.1\\n'\n"),
-    ):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    environment = stand_in(tmp_path, LOGGING_PROGRAM.format(python=sys.executable, log=log), "NVIDIA H100 80GB HBM3", 2)
     command = [sys.executable, str(BENCH / "run_gpu"), str(tmp_path), "--part", "points", "--starts", "1"]
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([*command, "--results", str(tmp_path / "results")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     starts = [json.loads(line) for line in log.read_text().splitlines()]
@@ -135,14 +132,8 @@ with open(given["--out"], "a") as out:
 
 @pytest.mark.parametrize("fp8, bf16, passed", [(20.3, 20.9, (True, True)), (20.5, 21.0, (False, False)), (20.7, 20.8, (False, True))])
 def test_on_four_h200_a_pair_is_measured_in_microseconds_as_well(tmp_path: Path, fp8: float, bf16: float, passed: tuple[bool, bool]):
-    for name, text in (
-        ("anyep_bench_gpu", PAIR_PROGRAM.format(python=sys.executable, fp8=fp8, bf16=bf16)),
-        ("nvidia-smi", "#!/bin/sh\nfor i in 1 2 3 4; do echo 'NVIDIA H200, 580.1'; done\n"),
-    ):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    environment = stand_in(tmp_path, PAIR_PROGRAM.format(python=sys.executable, fp8=fp8, bf16=bf16), "NVIDIA H200", 4)
     command = [sys.executable, str(BENCH / "run_gpu"), str(tmp_path), "--ranks", "4", "--part", "decode", "--results", str(tmp_path / "results")]
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "results").glob("*.jsonl")

@@ -111,10 +111,6 @@ __device__ __forceinline__ HomeChoice choice_of_lane(const CallParams& call, int
 __device__ __forceinline__ int home_at(const CallParams& call, int step) {
   return rank_below(call, step);
 }
-/// The share's first token, while it is not known who has how many.
-__device__ __forceinline__ Item first_item(const CallParams& call) {
-  return item_of(call, false, 0, this_share());
-}
 
 // ---- answers -------------------------------------------------------------------------------------------------------
 
@@ -245,8 +241,8 @@ __device__ __forceinline__ Asked read_ask(const CallParams& call, std::uint64_t 
 }
 
 /// One early answer. False: the clerk knows more by now, or the home's rows are records, whose flags go by rounds.
-[[nodiscard]] __device__ __forceinline__ bool answer_early(const CombineParams& p, Shared& shared, const Turn& turn,
-                                                           const Ahead& ahead, const Held& held) {
+[[nodiscard]] __device__ __forceinline__ bool answer_one_early(const CombineParams& p, Shared& shared, const Turn& turn,
+                                                               const Ahead& ahead, const Held& held) {
   const CallParams& call = p.call;
   const std::byte* const words = reinterpret_cast<const std::byte*>(
       &word_in(call, region_from(call, turn, ahead.home),
@@ -285,7 +281,7 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
     const int next = home_at(p.call, max(__ffs(static_cast<int>(steps)) - 1, 0));
     RawEntry entry;  // on its way while this home is waited for
     if (steps != 0) entry = RawEntry(p, next, ahead.token);
-    if (!answer_early(p, shared, turn, ahead, held)) return;
+    if (!answer_one_early(p, shared, turn, ahead, held)) return;
     ahead.answered |= 1u << step;
     if (steps == 0) return;
     ahead.home = next;

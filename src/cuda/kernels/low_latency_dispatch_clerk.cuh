@@ -159,7 +159,7 @@ __device__ __forceinline__ void await_chunk(const Clerk& clerk, int step, int ch
 
 /// The share's first token at all sources of a group, while it is not known who has how many.
 __device__ __forceinline__ Span first_span(const CallParams& call) {
-  return Span::steps(0, min(call.team.num_ranks, call.tokens_per_warp), item_of(call, false, 0, this_share()).first);
+  return Span::steps(0, min(call.team.num_ranks, call.tokens_per_warp), first_item(call).first);
 }
 
 /// What a clerk has done of its block's own share before serve() does the rest.
@@ -256,7 +256,7 @@ __device__ __forceinline__ Begun begin(Clerk& clerk, const Question& first, int 
   const Turn& turn = clerk.turn;
   const int share = this_share(), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
   const int group = min(ranks, call.tokens_per_warp);
-  const Item item = item_of(call, false, 0, share);
+  const Item item = first_item(call);
   Found ahead;
   const Span all_steps = first_span(call);
   Begun begun{false, 0};

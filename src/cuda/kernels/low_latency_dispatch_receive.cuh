@@ -168,7 +168,7 @@ template <bool kFp8>
 __device__ __forceinline__ Early<kFp8> look_early(const CallParams& call, const Shared& shared, const Role& role,
                                                   const Turn& turn) {
   Early<kFp8> early;
-  const Item item = item_of(call, false, 0, this_share());
+  const Item item = first_item(call);
   const int strip = item.first_strip + role.warp;
   const Form form = own_form(call, turn);
   const int step = __ffs(static_cast<int>(role.steps)) - 1;

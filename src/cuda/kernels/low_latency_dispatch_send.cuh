@@ -210,7 +210,7 @@ __device__ __forceinline__ void put_strip(const CallParams& call, const Turn& tu
 
 /// Are a block's records copied by the comm warp? One token's are sooner there by stores, unless they are many bytes (measured:
 /// 22 KB are not, 43 KB are). In a refresh of words and packets there is no room for them.
-__host__ __device__ constexpr bool copies_records(const CallParams& call) {
+ANYEP_HD constexpr bool copies_records(const CallParams& call) {
   constexpr std::uint64_t kMostStored = 32768;
   return call.own_form == Form::kRecords &&
          (are_several_a_chunk(call.routing.num_tokens) ||

@@ -233,6 +233,11 @@ __device__ __forceinline__ Item item_of(const CallParams& call, bool in_records,
   return {unit.token, unit.token + 1, first_strip, min(first_strip + call.piece_strips, call.cut.strips)};
 }
 
+/// The share's first item while it is not known who has how many tokens.
+__device__ __forceinline__ Item first_item(const CallParams& call) {
+  return item_of(call, false, 0, this_share());
+}
+
 // ---- waits ---------------------------------------------------------------------------------------------------------
 
 /// The slow side of every wait here: shall it go on? Masks a silent peer where masks are allowed, else leaves a record.

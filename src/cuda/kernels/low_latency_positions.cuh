@@ -55,7 +55,7 @@ __device__ __forceinline__ unsigned count_some(const Choices& choices, std::int3
       strays += expert[i] < 0 && raw[i] != -1 ? 1 : 0;
       counts[i] = expert[i] >= 0;
     }
-    // Shuffles: a match of 32 different values takes 600 cycles.
+    // Shuffles: a match of 32 different values takes 420 cycles (decision 0017).
 #pragma unroll 1
     for (int back = 1; back < choices.top_k; ++back) {
 #pragma unroll
