@@ -148,15 +148,20 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
   const Item item = item_of(call, in_records, tokens, index);
   const int items = num_items(call, in_records, tokens);
   const bool asks = sends && kTravel == Travel::kAnswers && index < items;
-  const bool more = index < items && (item.end > item.first + 1 || items > index + static_cast<int>(gridDim.x));
-  const std::uint64_t at = ask_at(call, item.first, lane_index());
+  const bool more =
+      index < items && (item.end > item.first + call.tokens_per_warp || items > index + static_cast<int>(gridDim.x));
+  // Of as many tokens at once as the lanes have room for.
+  const LaneOfChoices lane(call);
+  const int token = item.first + lane.number;
+  const bool mine = asks && lane.number < call.tokens_per_warp && token < item.end;
+  const std::uint64_t at = ask_at(call, token, lane.choice);
   enter(call, block);
   RawChoice first;
-  if (asks) first = RawChoice(call, item.first);
+  if (mine) first = RawChoice(call, token, lane.choice);
   unsigned ranks = 0;
   const Turn turn = sends ? start(call, block, Signs(call, block), ranks) : find_turn(call);
   if (asks && item.first_strip == 0) {
-    send_asks(call, turn, ranks, lane_index() < call.top_k, at, first.read(call));
+    send_asks(call, turn, ranks, mine, at, first.read(call));
   }
   if (sends) {
     ptx::fence_block();  // those that answer may not wait for the barrier: the marks have been acquired

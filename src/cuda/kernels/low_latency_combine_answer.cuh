@@ -61,10 +61,10 @@ struct Round {
   std::int32_t entries[kLanes];  ///< of the table of rows, likewise; where rows are staged
 };
 
-/// What the comm warp is told to release next.
+/// What the comm warp is told to release next, at once.
 struct Release {
-  int home;   ///< -1 = no more
-  int chunk;  ///< -1 = nothing this time
+  int chunk[kMaxRanks];  ///< whose flag each rank gets; -1 = none
+  bool last;             ///< nothing follows
 };
 
 /// Set beside the bits in Shared::ranks as soon as they are known.
@@ -124,42 +124,65 @@ __device__ __forceinline__ void at_one_of_two(int parity, Come&& come) {
   }
 }
 
-/// Those that answer tell the comm warp to release a flag. Pattern A: what all have stored. They go on: a release waits until what
-/// is stored has arrived. `told`: how often before; two may be under way.
-__device__ __forceinline__ void tell_release(const Role& role, Shared& shared, int home, int chunk, int& told) {
-  const int parity = told & 1, threads = role.answer_threads();
-  if (told >= 2) at_one_of_two<kTakenBarrier>(parity, [&](int barrier) { ptx::barrier_sync(barrier, threads); });
-  if (threadIdx.x == 0) shared.release[parity] = {home, chunk};
-  at_one_of_two<kStoredBarrier>(parity, [&](int barrier) { ptx::barrier_arrive(barrier, threads); });
-  ++told;
-}
-/// Those that answer tell the comm warp that there are no more flags to release.
-__device__ __forceinline__ void tell_no_more(const Role& role, Shared& shared, int told) {
-  if (told == 0) {  // as with words and packets: the shortest way
-    if (threadIdx.x == 0) shared.release[0] = {-1, 0};
-    ptx::barrier_arrive(kStoredBarrier, role.answer_threads());
-    return;
+/// How those that answer tell the comm warp which flags to release. They go on: a release waits until what is stored has arrived,
+/// and with it all that the SM has stored. Hence one for all homes, as far as none gets a second flag.
+class Outbox {
+ public:
+  __device__ __forceinline__ Outbox(const Role& role, Shared& shared)
+      : shared_(shared), threads_(role.answer_threads()) {}
+
+  /// The answers to a home's chunk are stored.
+  __device__ __forceinline__ void add(int home, int chunk) {
+    if ((homes_ >> home & 1) != 0) send(false);
+    open();
+    homes_ |= 1u << home;
+    if (static_cast<int>(threadIdx.x) == home) shared_.release[parity()].chunk[home] = chunk;
   }
-  tell_release(role, shared, -1, 0, told);
-  // No barrier stays half full: the last release before this has been taken, too.
-  at_one_of_two<kTakenBarrier>(told & 1, [&](int barrier) { ptx::barrier_sync(barrier, role.answer_threads()); });
-}
+  /// Pattern A: what all have stored.
+  __device__ __forceinline__ void send(bool last) {
+    open();
+    if (threadIdx.x == 0) shared_.release[parity()].last = last;
+    at_one_of_two<kStoredBarrier>(parity(), [&](int barrier) { ptx::barrier_arrive(barrier, threads_); });
+    ++sent_;
+    homes_ = 0;
+    is_open_ = false;
+  }
+
+ private:
+  __device__ __forceinline__ int parity() const { return sent_ & 1; }
+  /// Two may be under way.
+  __device__ __forceinline__ void open() {
+    if (is_open_) return;
+    is_open_ = true;
+    if (sent_ >= 2) at_one_of_two<kTakenBarrier>(parity(), [&](int barrier) { ptx::barrier_sync(barrier, threads_); });
+    if (threadIdx.x < kMaxRanks) shared_.release[parity()].chunk[threadIdx.x] = -1;
+  }
+
+  Shared& shared_;
+  int threads_, sent_ = 0;
+  unsigned homes_ = 0;  ///< that this one has a flag for, bits
+  bool is_open_ = false;
+};
 /// The comm warp's side.
 __device__ __forceinline__ void release_chunks(const CallParams& call, const Role& role, const Shared& shared,
                                                const Turn& turn) {
-  const int threads = role.answer_threads();
+  const int threads = role.answer_threads(), home = lane_index();
+  const bool is_home = home < call.team.num_ranks;
 #pragma unroll 1
-  for (int parity = 0;; parity ^= 1) {
+  for (int taken = 0;; ++taken) {
+    const int parity = taken & 1;
     at_one_of_two<kStoredBarrier>(parity, [&](int barrier) { ptx::barrier_sync(barrier, threads); });
-    const Release release = shared.release[parity];
-    __syncwarp();
-    if (release.home < 0) return;
-    at_one_of_two<kTakenBarrier>(parity, [&](int barrier) { ptx::barrier_arrive(barrier, threads); });
-    if (lane_index() == 0 && release.chunk >= 0 && (shared.ranks >> release.home & 1) != 0 &&
-        look_at(shared.block.broken) == 0) {
-      publish(flag_in(region_to(call, turn, release.home), release.chunk), mark_of(call, turn));  // pattern A
+    const Release& release = shared.release[parity];
+    const int chunk = is_home ? release.chunk[home] : -1;
+    const bool last = release.last;
+    if (chunk >= 0 && (shared.ranks >> home & 1) != 0 && look_at(shared.block.broken) == 0) {
+      publish(flag_in(region_to(call, turn, home), chunk), mark_of(call, turn));  // pattern A: one release for all
     }
     __syncwarp();
+    if (last) return;
+    // The one before is over, too. Nobody waits for the last two, whose barriers would stay half full.
+    if (taken > 0)
+      at_one_of_two<kTakenBarrier>(parity ^ 1, [&](int barrier) { ptx::barrier_arrive(barrier, threads); });
   }
 }
 
@@ -191,20 +214,19 @@ __device__ __forceinline__ void put_answer(const CallParams& call, const Turn& t
   put_answer(answer_at(call, turn, form, home, token, strip), turn, form, sum);
 }
 
-/// Those that answer: answer(round) for every round that the clerk tells, and a flag behind those that complete a chunk.
+/// Those that answer: answer(round) for every round that the clerk tells, and flags behind those that complete a chunk.
 template <class Answer>
 __device__ __forceinline__ void for_each_round(const CallParams& call, Shared& shared, const Role& role,
                                                Answer&& answer) {
-  int releases = 0;
+  Outbox outbox(role, shared);
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
     ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
     answer(round);
-    if (round.chunk >= 0) tell_release(role, shared, home_at(call, round.span.step), round.chunk, releases);
-    if (round.last) break;
+    if (round.chunk >= 0) outbox.add(home_at(call, round.span.step), round.chunk);
+    if (round.last) return outbox.send(true);
   }
-  tell_no_more(role, shared, releases);
 }
 
 /// Rows of one token of one home, one strip, that were loaded before it was known whether and how they are asked for.
@@ -352,7 +374,8 @@ __device__ inline void send_choices(const CombineParams& p, Shared& shared, cons
   const CallParams& call = p.call;
   const bool all = is_refresh(turn.number);
   const int chunks = num_chunks(call.max_tokens), blocks = static_cast<int>(gridDim.x);
-  int releases = 0, at = this_share();
+  Outbox outbox(role, shared);
+  int at = this_share();
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step, at -= chunks) {  // one row of chunks, home after home
     const int home = home_at(call, step);
@@ -365,10 +388,10 @@ __device__ inline void send_choices(const CombineParams& p, Shared& shared, cons
         if (send_choices_of<kLogFmt>(p, role, turn, home, token)) any = true;
       }
       // One warp's word counts: the table is the caller's memory, and those at a barrier must agree.
-      tell_release(role, shared, home, any ? at : -1, releases);
+      outbox.add(home, any ? at : -1);
     }
   }
-  tell_no_more(role, shared, releases);
+  outbox.send(true);
 }
 
 /// Those that answer, in a refresh turn.

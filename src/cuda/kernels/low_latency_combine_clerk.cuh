@@ -24,7 +24,7 @@ __device__ __forceinline__ void send_asks(const CallParams& call, const Turn& tu
 __device__ __forceinline__ std::uint64_t ask_at(const CallParams& call, int token, int choice) {
   return word_at(call, call.cut.table_word(static_cast<unsigned>(token), choice));
 }
-/// The other tokens of this block.
+/// The other tokens of this block, beyond the first ones of its first item.
 static __device__ __noinline__ void send_more_asks(const CallParams& call, const Turn turn, unsigned ranks) {
   const int tokens = call.routing.num_tokens, index = this_share();
   const bool in_records = call.own_form == Form::kRecords;
@@ -34,7 +34,8 @@ static __device__ __noinline__ void send_more_asks(const CallParams& call, const
     const Item item = item_of(call, in_records, tokens, at);
     if (item.first_strip != 0) continue;
 #pragma unroll 1
-    for (int first = item.first + (at == index ? 1 : 0); first < item.end; first += call.tokens_per_warp) {
+    for (int first = item.first + (at == index ? call.tokens_per_warp : 0); first < item.end;
+         first += call.tokens_per_warp) {
       const int token = first + lane.number;
       const bool mine = lane.number < call.tokens_per_warp && token < item.end;
       RawChoice choice;
@@ -197,6 +198,18 @@ __device__ __forceinline__ void post_last(Clerk<kStaged>& clerk) {
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }
 
+/// The shares of blocks that have left; ends the rounds.
+template <bool kStaged>
+__device__ __forceinline__ void serve_others(Clerk<kStaged>& clerk) {
+  const Block& block = clerk.shared.block;
+  if (!serves_alone(block) && gate_opens(block)) {
+    for_each_share(block, false, [&](int share) {
+      clerk.parity = serve<kStaged>(clerk.p, clerk.shared, clerk.turn, clerk.parity, share, {});
+    });
+  }
+  post_last(clerk);
+}
+
 /// The clerk tells the warps at home whose answers count, where those do not hear of it by its rounds.
 __device__ __forceinline__ void tell_home(const CallParams& call) {
   if (waits_for_heads(call)) ptx::barrier_arrive(kHeadsBarrier, (call.warps + 1) * kLanes);
@@ -211,6 +224,15 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
   const int share = this_share(), ranks = call.team.num_ranks, blocks = static_cast<int>(gridDim.x);
   const int end = min(ranks, 1 + call.tokens_per_warp);
   const Item item = first_item(call);
+  if (kStaged && are_several_a_chunk(call.routing.num_tokens)) {
+    // Most likely all have several tokens a chunk: those are serve()'s.
+    await_heads(call, block, turn, 1);
+    if (lane_index() == 0) block.present |= 1u << call.team.rank;
+    __syncwarp();
+    tell_home(call);
+    clerk.parity = serve<kStaged>(p, shared, turn, clerk.parity, share, {});
+    return serve_others(clerk);
+  }
   // The first token, before it is known who has how many.
   const Span all_steps = Span::steps(1, end, item.first);
   const Found ahead = find(clerk, all_steps);
@@ -227,20 +249,31 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
     block.present = present | 1u << call.team.rank;  // those at home want it, if nothing else comes
   if (end == ranks) tell_home(call);
   const bool alone = end == ranks && serves_alone(block);
-  const bool one_chunk =
-      !leaves && records == 2u && end == 2 && item.first == share && !are_several_a_chunk(most) && share < most;
   bool all = false;
-  if (one_chunk) {  // one home, in records: a chunk is a token, and this is the one
-    // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
-    all = alone && most <= blocks && !is_refresh(turn.number);
-    emit(clerk, ahead, {share, share + 1, 0, call.cut.strips}, Span::tokens(1, share, share + 1), share, all);
-    begun.records = records;
-  } else if (!leaves && records != (1u << end) - 2) {
+  if (!leaves && records != (1u << end) - 2) {  // some want words or packets
     Found units = ahead;
     if (in_records) units.here = false;
     all = alone && records == 0 && most * call.pieces <= blocks;  // no refresh: there all come in records
     emit(clerk, units, item, all_steps, -1, all);
     begun.units = true;
+  }
+  if (!leaves && records != 0 && item.first == share && share < most && !are_several_a_chunk(most)) {
+    // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
+    all = !begun.units && alone && most <= blocks && !is_refresh(turn.number);
+#pragma unroll 1
+    for (int step = 1; step < end; ++step) {  // a chunk is a token, and this is the one
+      if ((records >> step & 1) == 0) continue;
+      const int from = (lane_index() + (step - 1) * call.top_k) % kLanes;
+      Found one;
+      one.here = from_lane(ahead.here ? 1 : 0, from) != 0 && clerk.lane.number == 0;
+      one.asked = {from_lane(ahead.asked.expert, from), from_lane(ahead.asked.weight, from)};
+      one.entry = from_lane(ahead.entry, from);
+      one.head.form = Form::kRecords;
+      const bool has = share < from_lane(ahead.head.tokens, (step - 1) * call.top_k);
+      emit(clerk, one, {share, share + 1, 0, call.cut.strips}, Span::tokens(step, share, share + 1), has ? share : -1,
+           all && step + 1 == end);
+    }
+    begun.records = records;
   }
   if (all) return;
   keep_head(block, here && clerk.lane.choice == 0, home, ahead.head);
@@ -251,11 +284,7 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
   if (!leaves && (end < ranks || begun.records != records || most * call.pieces > blocks)) {
     clerk.parity = serve<kStaged>(p, shared, turn, clerk.parity, share, begun);
   }
-  if (!serves_alone(block) && gate_opens(block)) {
-    for_each_share(block, false,
-                   [&](int extra) { clerk.parity = serve<kStaged>(p, shared, turn, clerk.parity, extra, {}); });
-  }
-  post_last(clerk);
+  serve_others(clerk);
 }
 
 }  // namespace anyep::cuda::low_latency::homeward
