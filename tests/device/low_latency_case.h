@@ -415,10 +415,9 @@ class Test {
     return false;
   }
 
-  /// One pair, either half by half or at once. `late`: percent more that a rank is late.
-  bool one_pair(const Pair& pair, int late = 0) {
-    Run run;
-    prepare(run, pair, 0);
+  /// Puts a pair into the streams, half by half or at once. `late`: percent more that a rank is late.
+  void launch(const Run& run, int late) {
+    const Pair& pair = run.pair;
     maybe_late(30 + late);
     const auto all = [&](auto&& op) {
       for (int r = 0; r < world_.num_ranks(); ++r) op(r);
@@ -438,44 +437,44 @@ class Test {
     } else {
       all([&](int r) { combine(run, r, ll::kSend | ll::kReceive); });
     }
+  }
+
+  /// One pair, checked.
+  bool one_pair(const Pair& pair, int late = 0) {
+    Run run;
+    prepare(run, pair, 0);
+    launch(run, late);
+    return is_right(run);
+  }
+
+  /// The same pair again and again, checked after the last time.
+  bool many_pairs(const Pair& pair, int times) {
+    Run run;
+    prepare(run, pair, 0);
+    for (int i = 1; i < times; ++i) {
+      launch(run, 0);
+      if (chance(30)) world_.synchronize();
+    }
+    world_.synchronize();
+    forget_received(run);
+    launch(run, 0);
+    return is_right(run);
+  }
+
+  bool is_right(const Run& run) {
     if (settled("a pair")) return check_dispatch(run) && check_combine(run);
-    std::printf("  %s\n", text_of(pair).c_str());
+    std::printf("  %s\n", text_of(run.pair).c_str());
     return false;
   }
 
-  /// Two ops in flight: both sends first, then both receives.
-  bool two_in_flight(Pair first, Pair second) {
-    first.dispatch.hook = second.dispatch.hook = first.combine.hook = second.combine.hook = true;
-    Run a, b;
-    prepare(a, first, 0);
-    prepare(b, second, 1);
-    maybe_late(30);
+  /// Nothing may run. Statistics are added to what is there.
+  void forget_received(const Run& run) {
     for (int r = 0; r < world_.num_ranks(); ++r) {
-      dispatch(a, r, ll::kSend);
-      dispatch(b, r, ll::kSend);
-      dispatch(a, r, ll::kReceive, 1);
-      combine(a, r, ll::kSend);
-      dispatch(b, r, ll::kReceive, 1);
-      combine(b, r, ll::kSend);
-      combine(a, r, ll::kReceive, 1);
-      combine(b, r, ll::kReceive, 0);
+      const auto at = static_cast<std::size_t>(r);
+      CHECK_CUDA(cudaSetDevice(world_.at(r).device));
+      CHECK_CUDA(cudaMemset(run.device[at].received, 0, run.want[at].counts.size() * sizeof(std::int32_t)));
+      CHECK_CUDA(cudaDeviceSynchronize());
     }
-    return settled("two in flight") && check_dispatch(a) && check_dispatch(b) && check_combine(a) && check_combine(b);
-  }
-
-  /// A hook is open while a whole op passes.
-  bool hook_around(Pair first, Pair second) {
-    first.dispatch.hook = true;
-    second.dispatch.hook = false;
-    Run a, b;
-    prepare(a, first, 0);
-    prepare(b, second, 1);
-    for (int r = 0; r < world_.num_ranks(); ++r) {
-      dispatch(a, r, ll::kSend);
-      dispatch(b, r, ll::kSend | ll::kReceive);
-      dispatch(a, r, ll::kReceive, 1);
-    }
-    return settled("a hook around an op") && check_dispatch(a) && check_dispatch(b);
   }
 
  private:

@@ -127,6 +127,7 @@ __device__ __forceinline__ void communicate(const CombineParams& p, Shared& shar
   if (!receives) let_next_start();
   bool open = true;
   if (lane_index() == 0) open = finds_gate_open(call, block, turn, enter_gate(call, turn));
+  __syncwarp();  // see await()
   // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
   if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn);
   if (lane_index() == 0) tell_gate(block, open || pass_gate(call, block, turn));

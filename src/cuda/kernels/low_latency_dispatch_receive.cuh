@@ -64,6 +64,7 @@ __device__ __forceinline__ void gather_counts(const CallParams& call, Shared& sh
       if (expert[i] + 1 < experts) to[1] = count(high[i]);
     }
   }
+  __syncwarp();  // see await()
 }
 
 /// Who writes the counts for the caller: with masks it must be known who takes part, and the clerk knows.

@@ -266,6 +266,11 @@ static __device__ __noinline__ bool look(const CallParams& call, Block& block, s
 }
 
 /// One thread waits until ready() holds. False: the peer is masked, or the block is broken. ready() may change `peer`.
+///
+/// A warp whose lanes have waited each for itself is not together behind this: lanes that are through with a loop need not wait for
+/// those that still poll. __syncwarp() comes next, or a vote, before any branch, even one that all lanes take: the compiler opens the
+/// branch's convergence barrier for whichever lanes come to it, takes the warp for together behind the first barrier inside, and lets
+/// it fall apart where the branch ends. Lanes then vote by themselves, and a block may wait for ever (decision 0019).
 template <class Ready>
 [[nodiscard]] __device__ __forceinline__ bool await(const CallParams& call, Block& block, const Turn& turn,
                                                     const int& peer, WaitPhase phase, Ready&& ready) {

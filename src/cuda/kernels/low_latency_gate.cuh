@@ -198,12 +198,14 @@ __device__ inline void await_heads(const CallParams& call, Block& block, const T
 /// The clerk block's clerk, where somebody asks how long this rank waits for each of the others: waits for the heads.
 static __device__ __noinline__ void time_heads(const CallParams& call, Block& block, const Turn turn) {
   const int source = lane_index();
-  if (source >= call.team.num_ranks || source == call.team.rank || (block.dead >> source & 1) != 0) return;
-  const std::uint64_t from_ns = protocol::now_ns();
-  std::uint64_t seen = 0;
-  (void)await(call, block, turn, source, kWaitInReceive,
-              [&] { return see_head(call, turn, source, seen) || retreats(block); });
-  call.waited[source] += protocol::now_ns() - from_ns;
+  if (source < call.team.num_ranks && source != call.team.rank && (block.dead >> source & 1) == 0) {
+    const std::uint64_t from_ns = protocol::now_ns();
+    std::uint64_t seen = 0;
+    (void)await(call, block, turn, source, kWaitInReceive,
+                [&] { return see_head(call, turn, source, seen) || retreats(block); });
+    call.waited[source] += protocol::now_ns() - from_ns;
+  }
+  __syncwarp();
 }
 
 // ---- refresh -------------------------------------------------------------------------------------------------------
