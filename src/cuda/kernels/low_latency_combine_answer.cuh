@@ -56,7 +56,7 @@ struct Round {
   int chunk;             ///< of records whose flag follows; -1 = none
   bool last;             ///< no more to answer
   unsigned asks;         ///< lanes of `asked` that a home has filled, as the span has them
-  Form form[kMaxRanks];  ///< in which each step's answers go home; of a span of tokens the first
+  Form form[kMaxRanks];  ///< in which each step's answers go home
   Asked asked[kLanes];
   std::int32_t entries[kLanes];  ///< of the table of rows, likewise; where rows are staged
 };
@@ -336,7 +336,7 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
           ahead.strip = -1;  // what was held ahead is gone
         }
         const Vectors<false> sum = weigh(p, entry, asked, strip, held);
-        put_answer(call, turn, round.form[round.span.of_tokens ? 0 : i], home, token, strip, sum);
+        put_answer(call, turn, round.form[round.span.row_of(i)], home, token, strip, sum);
       }
     }
   });

@@ -126,8 +126,8 @@ __device__ __forceinline__ void emit(Clerk<kStaged>& clerk, const Found& found, 
     round.asks = asks;
     tell(clerk.shared.posted, 1);
   }
-  if (clerk.lane.choice == 0 && clerk.lane.number < (span.of_tokens ? 1 : span.count)) {
-    round.form[clerk.lane.number] = found.head.form;
+  if (clerk.lane.choice == 0 && clerk.lane.number < span.count && span.token_of(clerk.lane.number) == span.token) {
+    round.form[span.row_of(clerk.lane.number)] = found.head.form;
   }
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }

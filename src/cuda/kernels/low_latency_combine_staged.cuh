@@ -183,7 +183,7 @@ __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& sh
           if (!__any_sync(kAllLanes, question.asked.expert >= 0)) return;
           const Vectors<false> sum = weigh_rows(p, question.entry, question.asked, strip,
                                                 [&](int row) -> const Vectors<false>& { return slot.row(row); });
-          put_answer(call, turn, round.form[round.span.of_tokens ? 0 : i], home, round.span.token_of(i), strip, sum);
+          put_answer(call, turn, round.form[round.span.row_of(i)], home, round.span.token_of(i), strip, sum);
         });
     if (round.chunk >= 0 && !round.last) guess.make(ring, p, role, round.span.step + 1);
   });

@@ -1,8 +1,8 @@
 // Low-latency dispatch, the receiver's side: the clerk (low_latency_dispatch_clerk.cuh) finds out where rows go, data warps take
 // and copy them.
 //
-// They meet at a barrier per round: for one token of some sources, or tokens of one, which choices go where. Own rows are part of
-// it; their senders still have them.
+// They meet at a barrier per round: for some tokens of some sources, which choices go where. Own rows are part of it; their senders
+// still have them.
 #pragma once
 
 #include <cstdint>
@@ -253,44 +253,47 @@ __device__ __forceinline__ unsigned hits_of(const CallParams& call, const Round&
   return round.hits >> (i * call.top_k) & ((1u << (call.top_k - 1)) * 2 - 1);
 }
 
-/// The tokens of a round's span that go somewhere, one after the other: use(number, load(token)); the next one is on its way
-/// meanwhile.
+/// The numbers of a round's span that this warp takes and that go somewhere, one after the other: use(number, load(number)); the
+/// next one is on its way meanwhile.
 template <class Load, class Use>
-__device__ __forceinline__ void for_each_token(const CallParams& call, const Round& round, Load&& load, Use&& use) {
+__device__ __forceinline__ void for_each_number(const CallParams& call, const Round& round, const Role& role,
+                                                Load&& load, Use&& use) {
   const auto from = [&](int i) {
-    while (i < round.span.count && hits_of(call, round, i) == 0) ++i;
+    while (i < round.span.count && (hits_of(call, round, i) == 0 || (role.steps >> round.span.step_of(i) & 1) == 0))
+      ++i;
     return i;
   };
   int i = from(0);
   if (i >= round.span.count) return;
-  auto next = load(round.span.token_of(i));
+  auto next = load(i);
 #pragma unroll 1
   while (i < round.span.count) {
     const auto row = next;
     const int number = i;
     i = from(i + 1);
-    if (i < round.span.count) next = load(round.span.token_of(i));
+    if (i < round.span.count) next = load(i);
     use(number, row);
   }
 }
 
-/// A round of records, or of own rows that would travel so: tokens of one source.
+/// A round of records, or of own rows that would travel so.
 template <bool kFp8, int kWays>
 __device__ __forceinline__ void serve_records(const DispatchParams& p, const Round& round, const Role& role,
                                               const Turn& turn, const OwnStrips<kFp8, kWays>& own) {
   const CallParams& call = p.call;
-  const std::byte* const region = region_from(call, turn, source_at(call, round.span.step));
+  const Span& span = round.span;
 #pragma unroll 1
   for (int strip = round.first_strip + role.warp; strip < round.end_strip; strip += kWays * role.warps) {
     const auto put = [&](int i, const Strips<kFp8, kWays>& rows) {
       expand<kFp8, kWays>(p, round.targets + i * call.top_k, hits_of(call, round, i), strip, role.warps,
                           round.end_strip, rows);
     };
-    if (round.span.step != 0) {
-      for_each_token(
-          call, round,
-          [&](int token) {
-            const std::byte* const record = region + strip_at(call, Form::kRecords, token, strip);
+    if (role.receives) {
+      for_each_number(
+          call, round, role,
+          [&](int i) {
+            const std::byte* const record = region_from(call, turn, source_at(call, span.step_of(i))) +
+                                            strip_at(call, Form::kRecords, span.token_of(i), strip);
             Strips<kFp8, kWays> rows;
 #pragma unroll
             for (int k = 0; k < kWays; ++k) {
@@ -302,15 +305,15 @@ __device__ __forceinline__ void serve_records(const DispatchParams& p, const Rou
           },
           put);
     } else {
-      for_each_token(
-          call, round,
-          [&](int token) {
-            return token == own.token && strip == own.strip ? RawStrips<kWays>{}
-                                                            : load_x<kFp8, kWays>(p, token, strip, role.warps);
+      const auto holds = [&](int token) { return token == own.token && strip == own.strip; };
+      for_each_number(
+          call, round, role,
+          [&](int i) {
+            const int token = span.token_of(i);
+            return holds(token) ? RawStrips<kWays>{} : load_x<kFp8, kWays>(p, token, strip, role.warps);
           },
           [&](int i, const RawStrips<kWays>& raw) {
-            const bool held = round.span.token_of(i) == own.token && strip == own.strip;
-            put(i, held ? own.rows : cast<kFp8, kWays>(p, raw, strip, role.warps));
+            put(i, holds(span.token_of(i)) ? own.rows : cast<kFp8, kWays>(p, raw, strip, role.warps));
           });
     }
   }
@@ -327,12 +330,10 @@ __device__ __forceinline__ void serve_rounds(const DispatchParams& p, Shared& sh
   for (int parity = 0;; parity ^= 1) {
     ptx::barrier_sync(kRoundBarrier, role.round_threads());  // and whoever is here is through with the round before
     const Round& round = shared.round[parity];
-    const bool of_tokens = round.span.count != 0 && round.span.of_tokens;
-    if (of_tokens && (role.steps >> round.span.step & 1) != 0) {
-      serve_records<kFp8, kWays>(p, round, role, turn, own);
-    }
+    const bool in_records = round.span.count != 0 && round.in_records;
+    if (in_records) serve_records<kFp8, kWays>(p, round, role, turn, own);
 #pragma unroll 1
-    for (int i = 0; i < round.span.count && !of_tokens; ++i) {
+    for (int i = 0; i < round.span.count && !in_records; ++i) {
       const unsigned choices = hits_of(call, round, i);
       const int step = round.span.step_of(i), token = round.span.token;
       if (choices == 0 || (role.steps >> step & 1) == 0) continue;

@@ -39,8 +39,9 @@ struct Round {
   Span span;  ///< of sources; count 0 = the data warps shall only come
   int first_strip, end_strip;
   bool last;             ///< nothing follows
+  bool in_records;       ///< all of the span's rows are, here already, or own ones that would travel so
   unsigned hits;         ///< lanes of `targets` that go somewhere, as the span has them
-  Form form[kMaxRanks];  ///< of the rows of each step that has hits; of a span of tokens the first
+  Form form[kMaxRanks];  ///< of the rows of each step that has hits
   Target targets[kLanes];
 };
 

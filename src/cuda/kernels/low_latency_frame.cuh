@@ -191,19 +191,28 @@ struct LaneOfChoices {
   __device__ explicit LaneOfChoices(const CallParams& call) : LaneOfChoices(call.choice_reciprocal, call.top_k) {}
 };
 
-/// What the lanes of a warp ask about at once, top_k lanes each: a token at the peers at some steps, or tokens in a row at one.
+/// What the lanes of a warp ask about at once, top_k lanes each: `each` tokens in a row at every one of some steps.
 struct Span {
-  int step, token, count;
-  bool of_tokens;
+  int step, token, count, each;
+  std::uint32_t reciprocal;  ///< 2^16 / each, rounded up: exact for numbers of lanes
 
+  /// A token at several steps.
   static __device__ __forceinline__ Span steps(int first, int end, int token) {
-    return {first, token, end - first, false};
+    return {first, token, end - first, 1, (1u << 16) + 1};
   }
+  /// Tokens at one step.
   static __device__ __forceinline__ Span tokens(int step, int first, int end) {
-    return {step, first, end - first, true};
+    return {step, first, end - first, kLanes, (1u << 16) / kLanes};
   }
-  __device__ __forceinline__ int step_of(int number) const { return of_tokens ? step : step + number; }
-  __device__ __forceinline__ int token_of(int number) const { return of_tokens ? token + number : token; }
+  /// `each` tokens in a row at every one of `steps` steps.
+  static __device__ __forceinline__ Span chunks(int step, int steps, int first, int each) {
+    return {step, first, steps * each, each, (1u << 16) / static_cast<unsigned>(each) + 1};
+  }
+  __device__ __forceinline__ int row_of(int number) const {
+    return static_cast<int>(static_cast<unsigned>(number) * reciprocal >> 16);
+  }
+  __device__ __forceinline__ int step_of(int number) const { return step + row_of(number); }
+  __device__ __forceinline__ int token_of(int number) const { return token + number - row_of(number) * each; }
 };
 
 /// Of a unit of work: token = unit / pieces, by the host's reciprocal; exact, since unit * pieces < 2^32.
