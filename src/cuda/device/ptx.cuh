@@ -54,11 +54,17 @@ __device__ __forceinline__ uint4 load_l2(const void* from) {
   return value;
 }
 
-/// 16 bytes past L1 into shared memory, or 16 zeros unless `here`; done when a wait for its group has returned.
-__device__ __forceinline__ void cp_async(void* shared, const void* from, bool here) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
-               "r"(here ? 16 : 0)
-               : "memory");
+/// If `wanted`: 16 bytes past L1 to an address in shared memory, or 16 zeros unless `here`; done when a wait for its group has
+/// returned. Without a branch: behind one the compiler asks whether lanes have parted.
+__device__ __forceinline__ void cp_async_if(bool wanted, std::uint32_t shared, const void* from, bool here) {
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.u32 wanted, %3, 0;\n"
+      "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+      "}" ::"r"(shared),
+      "l"(from), "r"(here ? 16 : 0), "r"(static_cast<std::uint32_t>(wanted))
+      : "memory");
 }
 /// The thread's copies since the last one are a group.
 __device__ __forceinline__ void cp_async_commit_group() {

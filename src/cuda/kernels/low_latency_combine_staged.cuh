@@ -22,20 +22,23 @@ class Ring {
  public:
   static constexpr int kMostSlots = 3;
 
-  __device__ __forceinline__ Ring(Slot* slots, int num_slots) : slots_(slots), num_slots_(num_slots) {}
+  __device__ __forceinline__ Ring(Slot* slots, int num_slots)
+      : slots_(slots), lane_at_(ptx::shared_address(&slots->rows[0][lane_index()])), num_slots_(num_slots) {}
 
   __device__ __forceinline__ bool is_full() const { return count_ == num_slots_; }
 
   /// Sets a strip of the first lanes' rows on its way, of those in `lanes`; there must be room.
   __device__ __forceinline__ void push(unsigned lanes, const std::byte* row, std::int64_t hidden, int strip) {
     const int at = first_ + count_;
-    Slot& slot = slots_[at < num_slots_ ? at : at - num_slots_];
+    const std::uint32_t slot = lane_at_ + static_cast<unsigned>(at < num_slots_ ? at : at - num_slots_) * sizeof(Slot);
     const int element = element_of<false>(strip, 0);
     const bool here = element < hidden;
+    const std::byte* from[Slot::kRows];
+#pragma unroll
+    for (int i = 0; i < Slot::kRows; ++i) from[i] = from_lane(row, i) + (here ? element * 2 : 0);
 #pragma unroll
     for (int i = 0; i < Slot::kRows; ++i) {
-      if ((lanes >> i & 1) == 0) continue;
-      ptx::cp_async(&slot.rows[i][lane_index()], from_lane(row, i) + (here ? element * 2 : 0), here);
+      ptx::cp_async_if((lanes >> i & 1) != 0, slot + static_cast<unsigned>(i) * sizeof slots_->rows[0], from[i], here);
     }
     ptx::cp_async_commit_group();
     ++count_;
@@ -62,6 +65,7 @@ class Ring {
 
  private:
   Slot* slots_;
+  std::uint32_t lane_at_;  ///< this lane's part of row 0 of the first slot, in shared memory
   int num_slots_, first_ = 0, count_ = 0;
 };
 
@@ -199,27 +203,70 @@ __device__ __forceinline__ void for_each_chunk(const CallParams& call, int share
   }
 }
 
+/// Own tokens in a row, as many as the lanes have room for, loaded at once: what they ask this rank, and their rows here.
+class OwnTokens {
+ public:
+  __device__ __forceinline__ bool has(int token) const { return token >= first_ && token < end_; }
+  /// Tokens from `first` on, before `end`.
+  __device__ __forceinline__ void load(const CombineParams& p, int first, int end) {
+    const CallParams& call = p.call;
+    const LaneOfChoices lane(call);
+    const int token = first + lane.number, me = call.team.rank;
+    first_ = first;
+    end_ = min(end, first + call.tokens_per_warp);
+    RawChoice choice;
+    std::int32_t entry = -1;
+    if (token < end_) {
+      choice = RawChoice(call, token, lane.choice);
+      entry = p.rows[(me * call.max_tokens + token) * call.top_k + lane.choice];
+    }
+    const HomeChoice home = choice.read(call);
+    asked_ = home.ask;
+    if (home.rank != me) asked_.expert = -1;
+    entry_ = is_row(p, entry) ? entry : -1;
+  }
+  /// Of one of them, its choices in the first lanes.
+  __device__ __forceinline__ std::int32_t entry_of(const CallParams& call, int token) const {
+    const std::int32_t entry = from_lane(entry_, lane_of(call, token));
+    return lane_index() < call.top_k ? entry : -1;
+  }
+  __device__ __forceinline__ Asked asked_of(const CallParams& call, int token) const {
+    const int from = lane_of(call, token);
+    const Asked asked{from_lane(asked_.expert, from), from_lane(asked_.weight, from)};
+    return lane_index() < call.top_k ? asked : Asked{};
+  }
+
+ private:
+  __device__ __forceinline__ int lane_of(const CallParams& call, int token) const {
+    return ((token - first_) * call.top_k + lane_index()) % kLanes;
+  }
+
+  int first_ = 0, end_ = 0;
+  Asked asked_;
+  std::int32_t entry_ = -1;
+};
+
 /// This rank's own share of the sums of a share of its tokens, as answers to itself.
 __device__ __forceinline__ void answer_self(const CombineParams& p, const Role& role, const Turn& turn, Ring& ring,
                                             int share) {
   const CallParams& call = p.call;
-  OwnToken ahead, own;
+  OwnTokens ahead, own;
   for_each_chunk(call, share, [&](int, const Item& item) {
     flow(
         ring, role, item, 0,
         [&](int token, int strip) {
-          if (token != ahead.token) ahead.load(p, token);
-          push_rows(ring, p, ahead.entry, strip);
+          if (!ahead.has(token)) ahead.load(p, token, item.end);
+          push_rows(ring, p, ahead.entry_of(call, token), strip);
         },
         [&](int token, int strip, const Slot& slot) {
-          if (token != own.token) {
-            if (token == ahead.token) {
+          if (!own.has(token)) {
+            if (ahead.has(token)) {
               own = ahead;
             } else {
-              own.load(p, token);
+              own.load(p, token, item.end);
             }
           }
-          const Vectors<false> sum = weigh_rows(p, own.entry, own.asked_here(call), strip,
+          const Vectors<false> sum = weigh_rows(p, own.entry_of(call, token), own.asked_of(call, token), strip,
                                                 [&](int row) -> const Vectors<false>& { return slot.row(row); });
           put_answer(call, turn, Form::kRecords, call.team.rank, token, strip, sum);
         });
