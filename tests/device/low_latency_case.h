@@ -452,7 +452,7 @@ class Test {
     Run run;
     prepare(run, pair, 0);
     for (int i = 1; i < times; ++i) {
-      launch(run, 0);
+      launch(run, -25);
       if (chance(30)) world_.synchronize();
     }
     world_.synchronize();

@@ -338,12 +338,15 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
     ok = test.one_pair(pair);
   }
   if (!phase("many wide rows", ok)) return 1;
-  // One block does everything, again and again: what depends on which of its warps is ahead shows only here.
-  for (const double end = elapsed() + 3; elapsed() < end && ok; pairs += 300) {
+  // One block does everything, again and again: what depends on which of its warps is ahead shows only here. Without the __syncwarp()
+  // at the end of gather_counts() one in some 15,000 stands still (decision 0019).
+  constexpr int kTimes = 1500;
+  for (const double end = elapsed() + 3; elapsed() < end && ok; pairs += kTimes) {
     Pair pair = test.random_pair(1, true);
     pair.dispatch.num_sms = 1;
+    pair.dispatch.hook = false;
     for (int& tokens : pair.tokens) tokens = std::min(tokens, 20);
-    ok = test.many_pairs(pair, 300);
+    ok = test.many_pairs(pair, kTimes);
   }
   if (!phase("one block", ok)) return 1;
   for (int i = 0; i < 8 && ok; ++i, pairs += 2)
