@@ -112,11 +112,11 @@ def text_of(records):
     if not records:
         return "Not measured yet."
     lines, shown = [], []
-    for title, lines_of in ((HIGH_TITLE, high_lines), (DECODE_TITLE, decode_lines)):
-        tables = []
-        for count, ranks in sorted({(record["count"], record["ranks"]) for record in records}):
-            gpus = sorted({record["gpu"] for record in records if (record["count"], record["ranks"]) == (count, ranks)})
-            mine = [[record for record in records if (record["gpu"], record["count"], record["ranks"]) == (gpu, count, ranks)]
+    for title, kind, lines_of in ((HIGH_TITLE, "ht", high_lines), (DECODE_TITLE, "ll", decode_lines)):
+        tables, of_kind = [], [record for record in records if record["kind"] == kind]
+        for count, ranks in sorted({(record["count"], record["ranks"]) for record in of_kind}):
+            gpus = sorted({record["gpu"] for record in of_kind if (record["count"], record["ranks"]) == (count, ranks)})
+            mine = [[record for record in of_kind if (record["gpu"], record["count"], record["ranks"]) == (gpu, count, ranks)]
                     for gpu in gpus]
             names = []
             for gpu, of in zip(gpus, mine):

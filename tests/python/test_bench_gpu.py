@@ -92,6 +92,18 @@ def test_the_table_is_in_one_order_and_names_only_runs_that_it_shows(run, tmp_pa
     assert len(tables) == 1 and "0123456789" not in tables.pop()
 
 
+def test_a_table_has_the_date_of_what_is_in_it(run, tmp_path: Path):
+    _, records = run(173.0)
+    later = [{**one, "kind": "ll", "op": "pair", "mode": "graph", "tokens": 8, "date": "2999-01-01"} for one in records]
+    file = tmp_path / "all.jsonl"
+    file.write_text("".join(json.dumps({**one, "date": one["date"] if one["kind"] == "ll" else "2998-01-01"}) + "\n"
+                            for one in (*records, *later)))
+    done = subprocess.run([sys.executable, str(BENCH / "gpu_table.py"), "--print", str(file)], capture_output=True, text=True, check=True)
+    (high,) = [line for line in done.stdout.splitlines() if line.startswith("|  | 2 ranks")]
+    (decode,) = [line for line in done.stdout.splitlines() if line.startswith("| tokens per rank |")]
+    assert "2998-01-01" in high and "2999-01-01" in decode and "2999" not in high
+
+
 LOGGING_PROGRAM = """#!{python}
 import json, sys
 with open("{log}", "a") as out:
