@@ -339,7 +339,7 @@ int run(int num_ranks, int seconds, std::uint64_t seed) {
   }
   if (!phase("many wide rows", ok)) return 1;
   // One block does everything, again and again: what depends on which of its warps is ahead shows only here. Without the __syncwarp()
-  // at the end of gather_counts() one in some 15,000 stands still (decision 0019).
+  // at the end of gather_counts() one in some thousands or tens of thousands stands still (decision 0019).
   constexpr int kTimes = 1500;
   for (const double end = elapsed() + 3; elapsed() < end && ok; pairs += kTimes) {
     Pair pair = test.random_pair(1, true);

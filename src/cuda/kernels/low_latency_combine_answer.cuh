@@ -84,6 +84,13 @@ struct Shared {
 struct HomeChoice {
   int rank = -1;  ///< that hosts it; -1 = unused
   Asked ask;      ///< there
+
+  /// What it asks a rank.
+  __device__ __forceinline__ Asked asked_of(int which) const {
+    Asked asked = ask;
+    if (rank != which) asked.expert = -1;
+    return asked;
+  }
 };
 
 /// The same on its way. Nothing waits before read().
@@ -336,7 +343,7 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
           ahead.strip = -1;  // what was held ahead is gone
         }
         const Vectors<false> sum = weigh(p, entry, asked, strip, held);
-        put_answer(call, turn, round.form[round.span.row_of(i)], home, token, strip, sum);
+        put_answer(call, turn, round.form[round.span.place_of(i)], home, token, strip, sum);
       }
     }
   });

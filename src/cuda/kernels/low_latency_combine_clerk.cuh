@@ -127,7 +127,7 @@ __device__ __forceinline__ void emit(Clerk<kStaged>& clerk, const Found& found, 
     tell(clerk.shared.posted, 1);
   }
   if (clerk.lane.choice == 0 && clerk.lane.number < span.count && span.token_of(clerk.lane.number) == span.token) {
-    round.form[span.row_of(clerk.lane.number)] = found.head.form;
+    round.form[span.place_of(clerk.lane.number)] = found.head.form;
   }
   ptx::barrier_sync(kRoundBarrier, clerk.round_threads);
 }

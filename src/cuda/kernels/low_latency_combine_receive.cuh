@@ -54,11 +54,7 @@ struct OwnToken {
     entry = at_entry.read(p);
   }
   /// What it asks this rank, in lanes.
-  __device__ __forceinline__ Asked asked_here(const CallParams& call) const {
-    Asked asked = choice.ask;
-    if (choice.rank != call.team.rank) asked.expert = -1;
-    return asked;
-  }
+  __device__ __forceinline__ Asked asked_here(const CallParams& call) const { return choice.asked_of(call.team.rank); }
 };
 
 /// This rank's own share of one strip of an own token.

@@ -187,7 +187,7 @@ __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& sh
           if (!__any_sync(kAllLanes, question.asked.expert >= 0)) return;
           const Vectors<false> sum = weigh_rows(p, question.entry, question.asked, strip,
                                                 [&](int row) -> const Vectors<false>& { return slot.row(row); });
-          put_answer(call, turn, round.form[round.span.row_of(i)], home, round.span.token_of(i), strip, sum);
+          put_answer(call, turn, round.form[round.span.place_of(i)], home, round.span.token_of(i), strip, sum);
         });
     if (round.chunk >= 0 && !round.last) guess.make(ring, p, role, round.span.step + 1);
   });
@@ -220,9 +220,7 @@ class OwnTokens {
       choice = RawChoice(call, token, lane.choice);
       entry = p.rows[(me * call.max_tokens + token) * call.top_k + lane.choice];
     }
-    const HomeChoice home = choice.read(call);
-    asked_ = home.ask;
-    if (home.rank != me) asked_.expert = -1;
+    asked_ = choice.read(call).asked_of(me);
     entry_ = is_row(p, entry) ? entry : -1;
   }
   /// Of one of them, its choices in the first lanes.

@@ -116,7 +116,7 @@ __device__ __forceinline__ void emit(Clerk& clerk, const Found& found, const Ite
   const std::int64_t row_bytes = p.wire == Wire::kBF16 ? call.hidden * 2 : call.hidden;
   round.targets[lane_index()] = {p.slab + (expert * rows_per_expert(call) + row) * row_bytes,
                                  p.scales + expert * p.scale_expert_stride + row * p.scale_row_stride};
-  if (hit) round.form[span.row_of(clerk.lane.number)] = found.head.form;  // the same in all lanes of a source
+  if (hit) round.form[span.place_of(clerk.lane.number)] = found.head.form;  // the same in all lanes of a source
   if (lane_index() == 0) {
     round.span = span;
     round.first_strip = item.first_strip;

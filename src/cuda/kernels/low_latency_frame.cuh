@@ -194,25 +194,25 @@ struct LaneOfChoices {
 /// What the lanes of a warp ask about at once, top_k lanes each: `each` tokens in a row at every one of some steps.
 struct Span {
   int step, token, count, each;
-  std::uint32_t reciprocal;  ///< 2^16 / each, rounded up: exact for numbers of lanes
+  std::uint32_t reciprocal;  ///< 2^16 / each or a little more: exact for numbers of lanes
 
+  static __device__ __forceinline__ Span chunks(int step, int steps, int first, int each) {
+    return {step, first, steps * each, each, (1u << 16) / static_cast<unsigned>(each) + 1};
+  }
   /// A token at several steps.
   static __device__ __forceinline__ Span steps(int first, int end, int token) {
-    return {first, token, end - first, 1, (1u << 16) + 1};
+    return chunks(first, end - first, token, 1);
   }
   /// Tokens at one step.
   static __device__ __forceinline__ Span tokens(int step, int first, int end) {
     return {step, first, end - first, kLanes, (1u << 16) / kLanes};
   }
-  /// `each` tokens in a row at every one of `steps` steps.
-  static __device__ __forceinline__ Span chunks(int step, int steps, int first, int each) {
-    return {step, first, steps * each, each, (1u << 16) / static_cast<unsigned>(each) + 1};
-  }
-  __device__ __forceinline__ int row_of(int number) const {
+  /// Which of the steps, from 0, a number is at.
+  __device__ __forceinline__ int place_of(int number) const {
     return static_cast<int>(static_cast<unsigned>(number) * reciprocal >> 16);
   }
-  __device__ __forceinline__ int step_of(int number) const { return step + row_of(number); }
-  __device__ __forceinline__ int token_of(int number) const { return token + number - row_of(number) * each; }
+  __device__ __forceinline__ int step_of(int number) const { return step + place_of(number); }
+  __device__ __forceinline__ int token_of(int number) const { return token + number - place_of(number) * each; }
 };
 
 /// Of a unit of work: token = unit / pieces, by the host's reciprocal; exact, since unit * pieces < 2^32.
