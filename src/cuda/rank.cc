@@ -24,10 +24,10 @@ namespace anyep::cuda {
 namespace {
 
 constexpr const char* kCreate = "create";
-/// Records of ops in flight: more than fit a stream's queue before the host waits (1024 launches).
-constexpr std::uint32_t kRecords = 2048;
-/// Records of captured ops, each for the graph's life.
-constexpr std::uint32_t kCapturedRecords = 4096;
+/// Calls that a record may name: more than fit the queues of two streams before the host waits (1024 launches each).
+constexpr std::uint32_t kRecentCalls = 2048;
+/// Captured calls that it may name, as long as the engine lives; what comes behind them goes by the last one's name.
+constexpr std::size_t kCapturedCalls = 4096;
 /// Host events that streams may be waiting for at a time.
 constexpr std::uint32_t kGates = 4096;
 /// Pages of counts that are taken at a time; each handle holds one.
@@ -166,6 +166,7 @@ void Rank::fill_team() {
   team_.num_ranks = num_ranks();
   team_.generation = group_->generation();
   team_.state = state_;
+  team_.record = record_;
   team_.abort = failure_words_.on_device(group_->abort_word());
   team_.gone = failure_words_.on_device(group_->gone());
   if (group_->budget().masks) team_.masked = failure_words_.on_device(group_->masked());
@@ -193,13 +194,13 @@ void Rank::take_device_memory() {
   check(cudaMemset(progress_, 0, sizeof(low_latency::Progress)), "cudaMemset");
   low_latency_layout_ = low_latency::Layout::make(layout_.low_latency_bytes, layout_.num_ranks);
 
-  const std::uint64_t records = (kRecords + kCapturedRecords) * sizeof(protocol::FaultRecord);
   core::Cursor at(64);
-  const std::uint64_t records_at = at.take(records);
+  const std::uint64_t record_at = at.take(sizeof(protocol::FaultRecord));
   const std::uint64_t gates_at = at.take(kGates * sizeof(std::uint64_t));
   pinned_ = PinnedPages(at.bytes());
   gates_ = reinterpret_cast<std::uint64_t*>(pinned_.data() + gates_at);
-  records_ = reinterpret_cast<protocol::FaultRecord*>(pinned_.data() + records_at);
+  record_ = reinterpret_cast<protocol::FaultRecord*>(pinned_.data() + record_at);
+  recent_.resize(kRecentCalls);
   add_pages();
 }
 
@@ -341,22 +342,15 @@ void Rank::must_be_on_device(const char* op, const char* name, const TensorView&
 
 // ---- ops ----------------------------------------------------------------------------------------------------------
 
-protocol::FaultRecord* Rank::next_record(bool captured) {
-  if (captured) {
-    const std::uint32_t at = std::min(next_captured_++, kCapturedRecords - 1);
-    return records_ + kRecords + at;
+/// Under which number kernels of this call leave a record.
+std::uint32_t Rank::note(const backend::Call& call, bool captured) {
+  if (!captured) {
+    const std::uint32_t at = next_recent_++ % kRecentCalls;
+    recent_[at] = call;
+    return at;
   }
-  while (in_flight_.size() >= kRecords) {  // the oldest op gives its record back
-    examine(in_flight_.front());
-    if (in_flight_.front().done->done()) {
-      in_flight_.pop_front();
-    } else {
-      std::this_thread::yield();
-    }
-  }
-  protocol::FaultRecord* const record = records_ + next_record_++ % kRecords;
-  *record = {};
-  return record;
+  if (captured_.size() < kCapturedCalls) captured_.push_back(call);
+  return kRecentCalls + static_cast<std::uint32_t>(captured_.size()) - 1;
 }
 
 Rank::Launch Rank::begin(const backend::Call& call, Half half) {
@@ -370,34 +364,21 @@ Rank::Launch Rank::begin(const backend::Call& call, Half half) {
                                             host::OpRun::Start::kRightBehind};  // in the order of Half
   host::OpRun run(*group_, call, kStarts[static_cast<int>(half)]);
   run.at(host::kBeforeSend);
-  if (!launch.captured && half != Half::kRightBehind) {
-    drop_abandoned();
-    while (!in_flight_.empty() && in_flight_.front().done->done()) in_flight_.pop_front();
-    if (last_ != nullptr && last_stream_ != launch.stream) last_->make_wait(launch.stream);
+  if (!launch.captured && half != Half::kRightBehind && last_ != nullptr && last_stream_ != launch.stream) {
+    last_->make_wait(launch.stream);
   }
   capturing_ = launch.captured;
   Team& team = launch.team;
   team = team_;
   team.code = run.code;
-  team.record = next_record(launch.captured);
+  team.op = note(call, launch.captured);
   if (launch.captured) {
     team.announced = nullptr;  // a replayed graph announces nothing
   } else {
     team.announcement = run.waiter.announcement;
   }
   team.limit_ns = launch.captured ? call.graph_limit_ns : call.limit_ns;
-  InFlight op{call, team.record, nullptr};
-  if (launch.captured) {
-    captured_.push_back(std::move(op));
-  } else {
-    in_flight_.push_back(std::move(op));
-  }
   return launch;
-}
-
-/// The ops that were begun last, where they never got to their stream.
-void Rank::drop_abandoned() {
-  while (!in_flight_.empty() && in_flight_.back().done == nullptr) in_flight_.pop_back();
 }
 
 void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event) {
@@ -407,11 +388,10 @@ void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event
   if (is_capturing(stream)) {
     core::throw_error(ErrorCode::kUnsupported, call.op, "a host's event cannot be awaited in a captured graph");
   }
-  drop_abandoned();
   GateParams params;
   params.team = team_;
   params.team.announced = nullptr;  // no peer has to do with it
-  params.team.record = next_record(false);
+  params.team.op = note(call, false);
   params.team.limit_ns = call.limit_ns;
   params.open = gates_ + next_gate_++ % kGates;
   *params.open = 0;
@@ -419,7 +399,6 @@ void Rank::hold_back(const backend::Call& call, const anyep::Event::State& event
     protocol::Shared(*open).store(1, protocol::kRelease);  // pattern Q
   });
   launch_gate(params, stream);
-  in_flight_.push_back({call, params.team.record, events_.record(stream)});
 }
 
 std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call& call, std::function<void()> verify) {
@@ -428,7 +407,6 @@ std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call& call, std::f
   const auto stream = static_cast<cudaStream_t>(call.stream.native);
   const std::shared_ptr<EventHandle> done = events_.record(stream);
   if (!is_capturing(stream)) {
-    for (auto op = in_flight_.rbegin(); op != in_flight_.rend() && op->done == nullptr; ++op) op->done = done;
     last_ = done;
     last_stream_ = stream;
   }
@@ -436,21 +414,18 @@ std::shared_ptr<anyep::Event::State> Rank::end(const backend::Call& call, std::f
   return std::make_shared<StreamEvent>(shared_from_this(), done, call.op, call.limit_ns, std::move(verify));
 }
 
-void Rank::examine(InFlight& op) {
-  if (protocol::Shared(op.record->ready).load(protocol::kAcquire) == 0) return;  // pattern Q
-  if (group_->failed()) return;
-  try {
-    host::OpRun run(*group_, op.call, host::OpRun::Start::kResume);
-    run.fail_with(*op.record);
-  } catch (const Error&) {
-    // The group has it as its first error now.
-  }
-}
-
 std::optional<Error> Rank::first_error() {
   const std::lock_guard lock(mutex_);
-  for (InFlight& op : in_flight_) examine(op);
-  for (InFlight& op : captured_) examine(op);
+  if (protocol::Shared(record_->ready).load(protocol::kAcquire) != 0 && !group_->failed()) {  // pattern Q
+    const std::uint32_t op = record_->op;
+    try {
+      host::OpRun run(*group_, op < kRecentCalls ? recent_[op] : captured_[op - kRecentCalls],
+                      host::OpRun::Start::kResume);
+      run.fail_with(*record_);
+    } catch (const Error&) {
+      // The group has it as its first error now.
+    }
+  }
   return group_->first_error();
 }
 

@@ -122,7 +122,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
 
   /// Throws what a kernel has left behind, or what the watcher has found, if anything. Never waits.
   void look(const char* op, const char* phase);
-  /// The first error of the group, after a look at the kernels' records.
+  /// The first error of the group, after a look at the kernels' record.
   std::optional<Error> first_error();
   /// Waits until everything that was put on streams is done; false at the limit.
   bool drain(std::uint64_t limit_ns) noexcept;
@@ -133,28 +133,20 @@ class Rank : public std::enable_shared_from_this<Rank> {
 
  private:
   friend class StreamEvent;
-  struct InFlight {
-    backend::Call call;
-    protocol::FaultRecord* record;
-    std::shared_ptr<EventHandle>
-        done;  ///< null = not on the stream yet, or captured: its record may be used again and again
-  };
   Rank() = default;
   void take_device_memory();
   void fill_team();
   void add_pages();
-  void drop_abandoned();
   void count_ranks_on_gpu(control::Control& control, Deadline deadline);
   std::optional<std::uint64_t> find_room(Heap& heap, std::uint64_t bytes);
-  protocol::FaultRecord* next_record(bool captured);
-  void examine(InFlight& op);
+  std::uint32_t note(const backend::Call& call, bool captured);
 
   std::unique_ptr<host::Group> group_;
   int device_ = 0, num_sms_ = 0, ranks_on_gpu_ = 1;
   WindowLayout layout_;
   std::shared_ptr<Windows> windows_;
   std::unique_ptr<Heap> heap_, handles_;
-  PinnedPages pinned_;                             ///< records, then gates
+  PinnedPages pinned_;                             ///< the record, then gates
   std::shared_ptr<host::RankMemory> host_memory_;  ///< stays mapped as long as it is registered
   PinnedRange failure_words_, host_window_;
   Team team_;  ///< what is the same in every op
@@ -176,12 +168,11 @@ class Rank : public std::enable_shared_from_this<Rank> {
   };
   std::vector<PinnedPages> pages_;
   std::deque<IdlePage> free_pages_;
-  std::array<std::uintptr_t, 256> known_{};  ///< granules of addresses that were found to be this GPU's
-  std::deque<InFlight> in_flight_;
-  std::vector<InFlight> captured_;
+  std::array<std::uintptr_t, 256> known_{};       ///< granules of addresses that were found to be this GPU's
+  std::vector<backend::Call> recent_, captured_;  ///< whom the record may name; `recent_` goes round
   std::vector<Block> temporary_;
-  protocol::FaultRecord* records_ = nullptr;
-  std::uint32_t next_record_ = 0, next_captured_ = 0;
+  protocol::FaultRecord* record_ = nullptr;
+  std::uint32_t next_recent_ = 0;
   std::uint64_t* gates_ = nullptr;
   std::uint32_t next_gate_ = 0;
   cudaStream_t last_stream_ = nullptr;

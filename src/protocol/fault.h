@@ -1,4 +1,4 @@
-// The record that a failed wait leaves. The first one of an op wins; nothing traps.
+// The record that a failed wait leaves. The first one wins: of an op on CPU ranks, of an engine on GPUs. Nothing traps.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct FaultRecord {
   std::uint32_t ended;    ///< Ended
   std::int32_t peer;
   std::uint32_t phase;
-  std::uint32_t missing_low;  ///< reserved
+  std::uint32_t op;  ///< Waiter::op of the op whose wait it was
   std::uint64_t expected;
   std::uint64_t seen;
   std::uint64_t elapsed_ns;
@@ -31,8 +31,10 @@ struct FaultRecord {
 };
 
 /// Fills a record that this thread has claimed.
-ANYEP_HD inline void fill_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
-                                 std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
+ANYEP_HD inline void fill_record(FaultRecord& record, std::uint32_t op, Ended ended, const Who& who,
+                                 std::uint64_t expected, std::uint64_t seen, std::uint64_t elapsed_ns,
+                                 std::uint64_t limit_ns) {
+  record.op = op;
   record.ended = static_cast<std::uint32_t>(ended);
   record.peer = who.peer;
   record.phase = who.phase;
@@ -44,10 +46,11 @@ ANYEP_HD inline void fill_record(FaultRecord& record, Ended ended, const Who& wh
 }
 
 /// Fills the record unless somebody else has.
-ANYEP_HD inline void leave_record(FaultRecord& record, Ended ended, const Who& who, std::uint64_t expected,
-                                  std::uint64_t seen, std::uint64_t elapsed_ns, std::uint64_t limit_ns) {
+ANYEP_HD inline void leave_record(FaultRecord& record, std::uint32_t op, Ended ended, const Who& who,
+                                  std::uint64_t expected, std::uint64_t seen, std::uint64_t elapsed_ns,
+                                  std::uint64_t limit_ns) {
   if (!Shared(record.claimed).claim(0, 1, kRelaxed)) return;
-  fill_record(record, ended, who, expected, seen, elapsed_ns, limit_ns);
+  fill_record(record, op, ended, who, expected, seen, elapsed_ns, limit_ns);
 }
 
 }  // namespace anyep::protocol

@@ -20,6 +20,7 @@ struct Waiter {
       nullptr;  ///< GPU: set by the first thread of this rank that gives up; nullptr = one thread a rank
   Doorbell* doorbell = nullptr;  ///< own rank's; CPU only
   FaultRecord* record = nullptr;
+  std::uint32_t op = 0;                ///< which op it is, for who reads a record that several share
   std::uint64_t start_ns = 0;          ///< of the op
   std::uint64_t limit_ns = 0;          ///< of the op, from start_ns
   std::uint64_t* announced = nullptr;  ///< [ranks * stride] mark of the op each peer is in; nullptr = not looked at
@@ -47,10 +48,10 @@ ANYEP_HD inline Ended give_up(const Waiter& w, const Who& who, std::uint64_t exp
                               Ended ended) {
   const std::uint64_t elapsed_ns = now_ns() - w.start_ns;
   if (w.left == nullptr) {
-    leave_record(*w.record, ended, who, expected, seen, elapsed_ns, w.limit_ns);
+    leave_record(*w.record, w.op, ended, who, expected, seen, elapsed_ns, w.limit_ns);
   } else if (Shared(*w.left).claim(0, 1, kRelaxed)) {  // in the GPU's own memory: few can swap words of the host's
     w.record->claimed = 1;
-    fill_record(*w.record, ended, who, expected, seen, elapsed_ns, w.limit_ns);
+    fill_record(*w.record, w.op, ended, who, expected, seen, elapsed_ns, w.limit_ns);
   }
   return ended;
 }

@@ -52,6 +52,7 @@ __device__ inline protocol::Waiter make_waiter(const Team& team, std::uint64_t s
   waiter.abort = team.abort;
   waiter.left = &team.state->left;
   waiter.record = team.record;
+  waiter.op = team.op;
   waiter.start_ns = start_ns;
   waiter.limit_ns = team.limit_ns;
   waiter.announced = team.announced;

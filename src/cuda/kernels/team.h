@@ -38,11 +38,12 @@ struct Team {
   std::uint16_t code = 0;  ///< of the marks: kind and digest of the call, equal on every rank
   State* state = nullptr;
   // Pinned host memory that kernels may read and write (pattern Q).
-  std::uint64_t* abort = nullptr;   ///< nonzero = leave
-  std::uint32_t* gone = nullptr;    ///< [ranks]
-  std::uint32_t* masked = nullptr;  ///< [ranks]; low latency and barrier only; null = no masks
-  protocol::FaultRecord* record = nullptr;
-  std::uint64_t* announced = nullptr;  ///< as protocol::Waiter has them; null while a graph is captured
+  std::uint64_t* abort = nullptr;           ///< nonzero = leave
+  std::uint32_t* gone = nullptr;            ///< [ranks]
+  std::uint32_t* masked = nullptr;          ///< [ranks]; low latency and barrier only; null = no masks
+  protocol::FaultRecord* record = nullptr;  ///< of the engine: the first thread that gives up fills it, and all leave
+  std::uint32_t op = 0;                     ///< as the record names this op
+  std::uint64_t* announced = nullptr;       ///< as protocol::Waiter has them; null while a graph is captured
   std::uint64_t announced_stride = 0, announcement = 0;
   std::uint64_t limit_ns = 0;
 };
