@@ -157,10 +157,10 @@ class _Native(_AnyEP):
 
     def low_latency(self):
         native, work, views = self.native, self.work, self.views
-        shape = (work.num_experts, work.top_k, work.hidden, work.tokens)
+        shape = (work.num_experts, work.tokens)
+        slabs = (views["slab_x"], None, views["counts"], views["source"], views["range"], None)
         start = _clock()
-        native.low_latency_dispatch(*shape, views["x"], views["experts"], views["slab_x"], None, views["counts"],
-                                    views["source"], views["range"], None, None, None, 0, False, False, 0, 0.0, [], True)
+        native.low_latency_dispatch(*shape, views["x"], views["experts"], slabs, None, None, 0, False, False, 0, 0.0, [], True)
         dispatched = _clock()
         native.low_latency_combine(*shape, views["slab_x"], views["source"], views["range"], None, views["experts"],
                                    views["weights"], views["pair_out"], None, 0, False, False, 0, 0.0, [], True)

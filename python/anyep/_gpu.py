@@ -65,7 +65,7 @@ class Gpu(TorchLibrary):
         if self.is_capturing():
             tensor = self._captured_rows(shape, dtype, num_bytes)
         else:
-            tensor = self.pool.empty(shape, dtype, num_bytes, self.torch_device)
+            tensor = self.pool.empty(self, shape, dtype, num_bytes)
         return self.empty(shape, dtype) if tensor is None else tensor
 
     def rows_ahead(self, shape: Tuple[int, ...], dtype: Any) -> Optional[List[Any]]:
@@ -73,7 +73,7 @@ class Gpu(TorchLibrary):
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes == 0:
             return None
-        tensor = self.pool.empty(shape, dtype, num_bytes, self.torch_device, ahead=True)
+        tensor = self.pool.empty(self, shape, dtype, num_bytes, ahead=True)
         return None if tensor is None else [tensor]
 
     def cut(self, ahead: List[Any], num_rows: int) -> Any:
@@ -121,7 +121,7 @@ class WindowPool:
         """Tensors that are alive stay so."""
         self._usable, self._pool = False, None
 
-    def empty(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int, device: Any, ahead: bool = False) -> Any:
+    def empty(self, gpu: Gpu, shape: Tuple[int, ...], dtype: Any, num_bytes: int, ahead: bool = False) -> Any:
         """None: ordinary memory has to do. ``ahead``: only what is free in pool or window."""
         if num_bytes >= self._too_large[ahead]:
             if self._freed == _native.num_freed():
@@ -133,12 +133,12 @@ class WindowPool:
         _native.allocate_from(self._native, ahead)
         try:
             if self._begin is None:
-                with torch.cuda.use_mem_pool(self._pool, device):
-                    return torch.empty(*shape, dtype=dtype, device=device)
+                with torch.cuda.use_mem_pool(self._pool, gpu.torch_device):
+                    return gpu.new(shape, dtype)
             pool = self._id
             self._begin(self._device, pool)
             try:
-                return torch.empty(*shape, dtype=dtype, device=device)
+                return gpu.new(shape, dtype)
             finally:
                 self._end(self._device, pool)
                 self._release(self._device, pool)
@@ -167,11 +167,11 @@ class WindowPool:
         if self._begin is None or num_rows == 0 or num_bytes - kept_bytes < _LEAST_CUT:
             return whole[:num_rows]
         del whole
-        rows = self.empty(front, dtype, kept_bytes, gpu.torch_device, ahead=True)
+        rows = self.empty(gpu, front, dtype, kept_bytes, ahead=True)
         if rows is not None and rows.data_ptr() == address:
             return rows
         del rows
-        whole = self.empty(shape, dtype, num_bytes, gpu.torch_device, ahead=True)
+        whole = self.empty(gpu, shape, dtype, num_bytes, ahead=True)
         if whole is not None and whole.data_ptr() == address:
             return whole[:num_rows]
         # Another thread has given tensors of the pool back meanwhile. The rows still lie where they lay.

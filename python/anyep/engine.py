@@ -13,6 +13,7 @@ from . import _native
 from ._ahead import dispatch_ahead
 from ._calls import LowLatency, _forward_log, _log_waits, logger, on_stream
 from ._gpu import Gpu, device_of, must_have_torch
+from ._slabs import WIRES, GpuSlabs, on_cpu
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, UnsupportedError, argument_error
@@ -21,7 +22,6 @@ from .rows import Combined, Dispatched, Rows, Slabs, ordinary_rows
 
 Event = _native.Event
 Tuning = _native.Tuning
-WIRES = {"bf16": 0, "fp8": 1, "ue8m0": 2, "logfmt": 3}
 
 class Engine:
     """One engine of a group of ranks, for both modes. Make it with ``create``; ``with`` closes it.
@@ -52,6 +52,7 @@ class Engine:
         self._shown = _native.ShownHandles()  # for handles that are tensors, deep_ep's: what goes with them
         self.rank: int = native.rank
         self.num_ranks: int = native.num_ranks
+        self._slabs = None if self._gpu is None else GpuSlabs(self._gpu, self.num_ranks, self.rank)
         self.num_nodes: int = native.num_nodes
 
     @classmethod
@@ -312,37 +313,16 @@ class Engine:
                               hook: bool, out: Any, received: Any, waited: Any, timeout_s: float, after: Any, wait: bool
                               ) -> Tuple[Slabs, Any, int]:
         """The slabs, what receives with ``hook``, else the event, and the stream."""
-        op, device = "low_latency_dispatch", self.device
-        x_view = view(op, "x", x, device)
-        experts_view = view(op, "experts", experts, device)
         if wire not in WIRES or wire == "logfmt":
-            raise argument_error(op, "wire", repr(wire), "'bf16', 'fp8' or 'ue8m0'")
-        shape = x_view.shape
-        if len(shape) != 2:
-            raise argument_error(op, "x", f"tensor of shape {list(shape)}", "2 dimensions")
-        hidden = shape[1]
+            raise argument_error("low_latency_dispatch", "wire", repr(wire), "'bf16', 'fp8' or 'ue8m0'")
         if out is None:
-            out = self._new_slabs(self._library(x), num_experts, experts_view.shape[-1], hidden, max_tokens, wire)
+            out = on_cpu(self, library_of(x)) if self._slabs is None else self._slabs.make
         stream = self._stream()
-        done = self._native.low_latency_dispatch(num_experts, experts_view.shape[-1], hidden, max_tokens, x_view, experts_view,
-                                                 *out, received, waited, WIRES[wire], round_scale, hook, stream, timeout_s,
-                                                 list(after), wait)
+        out, done = self._native.low_latency_dispatch(num_experts, max_tokens, x, experts, out, received, waited, WIRES[wire],
+                                                      round_scale, hook, stream, timeout_s, list(after), wait)
         if _log_waits():
             _forward_log()
         return out, done, stream
-
-    def _new_slabs(self, library: Any, num_experts: int, top_k: int, hidden: int, max_tokens: int, wire: str) -> Slabs:
-        base, rest = divmod(max(num_experts, 0), self.num_ranks)
-        experts = base + (self.rank < rest)
-        rows = self.num_ranks * max(max_tokens, 0)
-        x = library.empty((experts, rows, hidden), "bfloat16" if wire == "bf16" else "float8_e4m3fn")
-        scales = None
-        if wire != "bf16":
-            columns, dtype = (-(-hidden // 128), "float32") if wire == "fp8" else (-(-hidden // 512), "int32")
-            scales = library.empty_swapped((experts, rows, columns), dtype)
-        table = library.empty((self.num_ranks, max(max_tokens, 0), top_k), "int32") if self.device >= 0 else None
-        return Slabs(x, scales, library.empty((experts,), "int32"), library.empty((experts, rows), "int32"),
-                     library.empty((experts, self.num_ranks), "int64"), table)
 
     @on_stream
     def low_latency_combine(self, x: Any, experts: Any, weights: Any, slabs: Slabs, num_experts: int, max_tokens: int, *,
@@ -368,18 +348,13 @@ class Engine:
                              max_tokens: int, wire: str, zero_copy: bool, hook: bool, out: Any, waited: Any, timeout_s: float,
                              after: Any, wait: bool) -> Tuple[Any, Any, int]:
         """The sums, what receives with ``hook``, else the event, and the stream. ``origin``: source, range and rows of slabs."""
-        op, device = "low_latency_combine", self.device
-        x_view = view(op, "x", x, device)
-        experts_view = view(op, "experts", experts, device)
         if wire not in ("bf16", "logfmt"):
-            raise argument_error(op, "wire", repr(wire), "'bf16' or 'logfmt'")
-        hidden = x_view.shape[-1]
-        choices = experts_view.shape
+            raise argument_error("low_latency_combine", "wire", repr(wire), "'bf16' or 'logfmt'")
         if out is None:
-            out = self._library(x).empty((choices[0], hidden), "bfloat16")
+            out = self._library(x).sums
         stream = self._stream()
-        done = self._native.low_latency_combine(num_experts, choices[-1], hidden, max_tokens, x_view, *origin, experts_view,
-                                                weights, out, waited, WIRES[wire], zero_copy, hook, stream, timeout_s, list(after), wait)
+        out, done = self._native.low_latency_combine(num_experts, max_tokens, x, *origin, experts, weights, out, waited, WIRES[wire],
+                                                     zero_copy, hook, stream, timeout_s, list(after), wait)
         if _log_waits():
             _forward_log()
         return out, done, stream
@@ -458,6 +433,8 @@ class Engine:
             self._running.clear()
             self._sends.clear()
             self._shown.clear()
+            if self._slabs is not None:
+                self._slabs.clear()
             if _log_waits():
                 _forward_log()
 

@@ -92,16 +92,17 @@ def _hook(method: Method, sent: LowLatency) -> Callable[[], None]:
 def keep_rows(engine: Any, source: Tensor, layout_range: Tensor, rows: Optional[Tensor]) -> None:
     """V1's handle has no place for the table of rows: the engine keeps it for the two tensors, as long as the first one lives."""
     if rows is not None:
-        engine._shown.add(rows, (source, layout_range))
+        engine._shown.add((rows, rows.shape), (source, layout_range))
 
 
 def rows_of(engine: Any, source: Any, layout_range: Any, max_tokens: int, topk_idx: Any) -> Optional[Tensor]:
     """The table of the dispatch that made these tensors; None where they are copies or were changed: combine finds the rows by
     itself."""
-    rows = engine._shown.find((source, layout_range))
-    if rows is None or rows.shape != (engine.num_ranks, max_tokens, topk_idx.shape[-1]):
+    kept = engine._shown.find((source, layout_range))
+    if kept is None:
         return None
-    return rows
+    rows, (_, most, top_k) = kept
+    return rows if most == max_tokens and top_k == topk_idx.shape[-1] else None
 
 
 def combine_buffer(engine: Any, handle: Any) -> Tensor:

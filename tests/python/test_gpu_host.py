@@ -134,8 +134,8 @@ def test_torchs_allocator_takes_memory_from_the_window():
 def test_without_pools_there_is_ordinary_memory():
     with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
         pool = _gpu.WindowPool(engine._native, 0)
-        assert pool.empty((4, 4), torch.float32, 64, torch.device("cpu")) is None
-        assert pool.empty((4, 4), torch.float32, 64, torch.device("cpu")) is None
+        assert pool.empty(None, (4, 4), torch.float32, 64) is None
+        assert pool.empty(None, (4, 4), torch.float32, 64) is None
 
 
 class Shelf(_gpu.WindowPool):
@@ -148,7 +148,7 @@ class Shelf(_gpu.WindowPool):
         self._blocks = [(sum(blocks[:at]), size) for at, size in enumerate(blocks)]
         self._taken = {}
 
-    def empty(self, shape, dtype, num_bytes, device, ahead=False):
+    def empty(self, gpu, shape, dtype, num_bytes, ahead=False):
         free = [block for block in self._blocks if self._taken.get(block[0], lambda: None)() is None and block[1] >= num_bytes]
         if not free:
             return None
@@ -164,23 +164,23 @@ MIB = 1 << 20
 @pytest.mark.parametrize("blocks, whole_block", [([8 * MIB], False), ([4 * MIB, 8 * MIB], True), ([9 * MIB, 8 * MIB], False)],
                          ids=["one block", "a smaller one fits better", "a larger one"])
 def test_rows_made_ahead_are_cut_where_they_lie(blocks, whole_block):
-    pool, gpu = Shelf(blocks), types.SimpleNamespace(torch_device=None)
-    held = [pool.empty((8, MIB), torch.uint8, 8 * MIB, None, ahead=True)]
+    pool = Shelf(blocks)
+    held = [pool.empty(None, (8, MIB), torch.uint8, 8 * MIB, ahead=True)]
     address = held[0].data_ptr()
     held[0][:3] = 7
-    rows = pool.cut(held, 3, gpu)
+    rows = pool.cut(held, 3, None)
     assert held == [] and rows.shape == (3, MIB) and rows.data_ptr() == address and bool((rows == 7).all())
     if not whole_block:  # a view of the whole, whose life this shelf does not see
-        again = pool.empty((8, MIB), torch.uint8, 8 * MIB, None)
+        again = pool.empty(None, (8, MIB), torch.uint8, 8 * MIB)
         assert again is None or again.data_ptr() != address  # the rows' place is taken
 
 
 def test_little_is_not_worth_a_cut():
-    pool, gpu = Shelf([8 * MIB]), types.SimpleNamespace(torch_device=None)
+    pool = Shelf([8 * MIB])
     for num_rows in (7, 8, 0):
-        held = [pool.empty((8, MIB), torch.uint8, 8 * MIB, None, ahead=True)]
+        held = [pool.empty(None, (8, MIB), torch.uint8, 8 * MIB, ahead=True)]
         pool._begin = "something" if num_rows else None  # nor where torch lacks what it takes
-        assert pool.cut(held, num_rows, gpu).shape == (num_rows, MIB)
+        assert pool.cut(held, num_rows, None).shape == (num_rows, MIB)
 
 
 class _Tensor(ctypes.Structure):

@@ -146,36 +146,49 @@ nb::object hook_or_event(Pending pending, bool hook) {
   return hook ? nb::cast(std::move(pending)) : nb::cast(pending.receive());
 }
 
-nb::object low_latency_dispatch(Engine& engine, int num_experts, int top_k, std::int64_t hidden,
-                                std::int64_t max_tokens, nb::handle x, nb::handle experts, nb::handle out_x,
-                                nb::handle out_scales, nb::handle out_counts, nb::handle out_source,
-                                nb::handle out_range, nb::handle out_rows, nb::handle received, nb::handle waited,
-                                int wire, bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
-                                std::vector<Event> after, bool wait) {
+std::int64_t last_extent(const TensorView& view) {
+  return view.shape[view.shape.dims - 1];
+}
+
+/// `out` itself; where it is a function, what it makes for these numbers.
+template <class... Numbers>
+nb::object made_by(nb::handle out, Numbers... numbers) {
+  return PyCallable_Check(out.ptr()) != 0 ? out(numbers...) : nb::borrow(out);
+}
+
+/// The slabs, and the hook or the event. `out`: six arrays as in Slabs, or what makes them of (num_experts, top_k, hidden,
+/// max_tokens, wire).
+nb::tuple low_latency_dispatch(Engine& engine, int num_experts, std::int64_t max_tokens, nb::handle x,
+                               nb::handle experts, nb::handle out, nb::handle received, nb::handle waited, int wire,
+                               bool round_scale, bool hook, std::uintptr_t stream, double timeout_s,
+                               std::vector<Event> after, bool wait) {
   const ArrayReader read = reader_of(engine, "low_latency_dispatch");
   const TensorView tokens = read("x", x);
   Routing routing;
   routing.experts = read("experts", experts);
-  const ExpertSlabs out{read("out.x", out_x),           read.optional("out.scales", out_scales),
-                        read("out.counts", out_counts), read("out.source", out_source),
-                        read("out.range", out_range),   read.optional("out.rows", out_rows)};
+  const std::int64_t hidden = last_extent(tokens);
+  const auto top_k = static_cast<int>(last_extent(routing.experts));
+  const nb::object made = made_by(out, num_experts, top_k, hidden, max_tokens, wire);
+  const ExpertSlabs slabs{read("out.x", made[0]),      read.optional("out.scales", made[1]),
+                          read("out.counts", made[2]), read("out.source", made[3]),
+                          read("out.range", made[4]),  read.optional("out.rows", made[5])};
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.round_scale = round_scale;
   options.received = read.optional("received", received);
   options.waited = read.optional("waited", waited);
   const auto run = [&] {
     const nb::gil_scoped_release release;
-    return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), tokens, routing, out,
-                                       stream_ref(stream), options);
+    return engine.low_latency_dispatch(low_latency_shape(num_experts, top_k, hidden, max_tokens), tokens, routing,
+                                       slabs, stream_ref(stream), options);
   };
-  return hook_or_event(run(), hook);
+  return nb::make_tuple(made, hook_or_event(run(), hook));
 }
 
-nb::object low_latency_combine(Engine& engine, int num_experts, int top_k, std::int64_t hidden, std::int64_t max_tokens,
-                               nb::handle x, nb::handle source, nb::handle range, nb::handle rows, nb::handle experts,
-                               nb::handle weights, nb::handle out, nb::handle waited, int wire, bool zero_copy,
-                               bool hook, std::uintptr_t stream, double timeout_s, std::vector<Event> after,
-                               bool wait) {
+/// The sums, and the hook or the event. `out`: an array, or what makes it of (num_tokens, hidden).
+nb::tuple low_latency_combine(Engine& engine, int num_experts, std::int64_t max_tokens, nb::handle x, nb::handle source,
+                              nb::handle range, nb::handle rows, nb::handle experts, nb::handle weights, nb::handle out,
+                              nb::handle waited, int wire, bool zero_copy, bool hook, std::uintptr_t stream,
+                              double timeout_s, std::vector<Event> after, bool wait) {
   const ArrayReader read = reader_of(engine, "low_latency_combine");
   ExpertSlabs in;
   in.x = read("x", x);
@@ -185,16 +198,19 @@ nb::object low_latency_combine(Engine& engine, int num_experts, int top_k, std::
   Routing routing;
   routing.experts = read("experts", experts);
   routing.weights = read("weights", weights);
-  const TensorView sums = read("out", out);
+  const std::int64_t hidden = last_extent(in.x);
+  const nb::object made = made_by(out, routing.experts.shape[0], hidden);
+  const TensorView sums = read("out", made);
   LowLatencyOptions options = low_latency_options(timeout_s, std::move(after), wait, hook, wire);
   options.zero_copy = zero_copy;
   options.waited = read.optional("waited", waited);
   const auto run = [&] {
     const nb::gil_scoped_release release;
-    return engine.low_latency_combine(low_latency_shape(num_experts, top_k, hidden, max_tokens), in, routing, sums,
-                                      stream_ref(stream), options);
+    return engine.low_latency_combine(
+        low_latency_shape(num_experts, static_cast<int>(last_extent(routing.experts)), hidden, max_tokens), in, routing,
+        sums, stream_ref(stream), options);
   };
-  return hook_or_event(run(), hook);
+  return nb::make_tuple(made, hook_or_event(run(), hook));
 }
 
 Memory memory_of(Engine& engine, const TensorView& view) {
@@ -267,17 +283,15 @@ void bind_engine(nb::module_& module) {
            nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"), nb::arg("after"), nb::arg("wait"))
       .def("make_rows", &make_rows, nb::arg("num_rows"), nb::arg("hidden"), nb::arg("dtype"), nb::arg("num_scales"),
            nb::arg("stream") = 0)
-      .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
-           nb::arg("max_tokens"), nb::arg("x"), nb::arg("experts"), nb::arg("out_x").none(),
-           nb::arg("out_scales").none(), nb::arg("out_counts").none(), nb::arg("out_source").none(),
-           nb::arg("out_range").none(), nb::arg("out_rows").none(), nb::arg("received").none(),
+      .def("low_latency_dispatch", &low_latency_dispatch, nb::arg("num_experts"), nb::arg("max_tokens"),
+           nb::arg("x").none(), nb::arg("experts").none(), nb::arg("out"), nb::arg("received").none(),
            nb::arg("waited").none(), nb::arg("wire"), nb::arg("round_scale"), nb::arg("hook"), nb::arg("stream"),
            nb::arg("timeout_s"), nb::arg("after"), nb::arg("wait"))
-      .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("hidden"),
-           nb::arg("max_tokens"), nb::arg("x"), nb::arg("source"), nb::arg("range"), nb::arg("rows").none(),
-           nb::arg("experts"), nb::arg("weights"), nb::arg("out"), nb::arg("waited").none(), nb::arg("wire"),
-           nb::arg("zero_copy"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("after"),
-           nb::arg("wait"))
+      .def("low_latency_combine", &low_latency_combine, nb::arg("num_experts"), nb::arg("max_tokens"),
+           nb::arg("x").none(), nb::arg("source").none(), nb::arg("range").none(), nb::arg("rows").none(),
+           nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("out"), nb::arg("waited").none(),
+           nb::arg("wire"), nb::arg("zero_copy"), nb::arg("hook"), nb::arg("stream"), nb::arg("timeout_s"),
+           nb::arg("after"), nb::arg("wait"))
       .def(
           "combine_buffer",
           [](Engine& engine, int num_experts, std::int64_t hidden, std::int64_t max_tokens) {

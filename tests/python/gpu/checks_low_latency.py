@@ -122,6 +122,20 @@ def pairs(me, wire):
         assert_bits(again, x, "combined_x of an asynchronous call")
 
 
+def kept(me):
+    """Handles and counts of many calls, whose memory is cut from common blocks, and some that end in between."""
+    made = []
+    for seed in range(40):
+        everything = batch(me, 100 + seed, (3, 9), 512)
+        got = dispatch(me, everything, use_fp8=seed % 2 == 0)
+        if seed % 3 != 1:
+            made.append((everything, got))
+    for everything, got in made:
+        check_dispatched(me, everything, got, isinstance(got[0], tuple))
+        x, _, _ = combine(me, everything, answers(me, everything, (4, me.num_ranks * M, 512)), got[2])
+        check_combined(me, everything, x)
+
+
 def hooks(me):
     one, two = batch(me, 34), batch(me, 35)
     first, second = (dispatch(me, everything, use_fp8=False, return_recv_hook=True) for everything in (one, two))

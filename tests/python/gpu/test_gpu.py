@@ -52,7 +52,7 @@ def test_low_latency_graphs(team, wire, hook):
     team("checks_low_latency.graphs", wire, hook)
 
 
-@pytest.mark.parametrize("check", ["hooks", "zero_copy", "log_format", "switches_of_mode", "masks", "wrong_devices"])
+@pytest.mark.parametrize("check", ["hooks", "kept", "zero_copy", "log_format", "switches_of_mode", "masks", "wrong_devices"])
 def test_low_latency(team, check):
     team(f"checks_low_latency.{check}")
 
