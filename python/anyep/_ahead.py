@@ -18,10 +18,11 @@ def dispatch_ahead(engine: Any, handle: Handle, given: Rows, views: Tuple[Any, .
     if any(tensor is not None and not (isinstance(tensor, gpu.torch.Tensor) and tensor.dim() == 2) for tensor in tensors):
         return None
     guess = native.rows_ahead(handle.num_tokens)
-    held = [None if tensor is None else gpu.rows_ahead((guess, tensor.shape[1]), tensor.dtype)
-            for tensor in (given.x, given.scales)]
-    if held[0] is None or (held[1] is None and given.scales is not None):
+    held = gpu.rows_ahead(*(((guess, tensor.shape[1]), tensor.dtype) for tensor in (given.x, given.scales) if tensor is not None))
+    if None in held:
         return None
+    if given.scales is None:
+        held.append(None)
     beside = [None if tensor is None else gpu.new((guess, tensor.shape[1]), tensor.dtype) for tensor in tensors[2:]]
     event, dispatched = native.dispatch_ahead(
         handle._native, *views, *(None if one is None else one[0] for one in held), *beside[:2], beside[2:], engine._stream(),

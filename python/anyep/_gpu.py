@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 from . import _native
 from .arrays import TorchLibrary, code_of, torch_library
@@ -57,32 +57,26 @@ class Gpu(TorchLibrary):
 
     # ---- outputs
 
-    def rows(self, shape: Tuple[int, ...], dtype: Any) -> Any:
-        """Rows that peers can write, where the window has room; elsewhere one more copy brings them there."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes == 0:
-            return self.empty(shape, dtype)
-        if self.is_capturing():
-            tensor = self._captured_rows(shape, dtype, num_bytes)
-        else:
-            tensor = self.pool.empty(self, shape, dtype, num_bytes)
-        return self.empty(shape, dtype) if tensor is None else tensor
+    def rows(self, *parts: Tuple[Tuple[int, ...], Any]) -> List[Any]:
+        """Rows that peers can write, where the window has room; elsewhere one more copy brings them there. ``parts``: shapes and
+        element types of the fields of rows."""
+        made = [self._captured_rows(*part) for part in parts] if self.is_capturing() else self.pool.empty(self, parts)
+        return [self.empty(*part) if tensor is None else tensor for part, tensor in zip(parts, made)]
 
-    def rows_ahead(self, shape: Tuple[int, ...], dtype: Any) -> Optional[List[Any]]:
-        """The same for a guess of the number of rows, for ``cut``; None: the window has no free room for so many."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes == 0:
-            return None
-        tensor = self.pool.empty(self, shape, dtype, num_bytes, ahead=True)
-        return None if tensor is None else [tensor]
+    def rows_ahead(self, *parts: Tuple[Tuple[int, ...], Any]) -> List[Optional[List[Any]]]:
+        """The same for a guess of the number of rows, each for ``cut``; None: the window has no free room for so many."""
+        return [None if tensor is None else [tensor] for tensor in self.pool.empty(self, parts, ahead=True)]
 
     def cut(self, ahead: List[Any], num_rows: int) -> Any:
         """The first rows of what ``rows_ahead`` gave; what lies behind them goes back to the pool where torch lets it."""
         return self.pool.cut(ahead, num_rows, self)
 
-    def _captured_rows(self, shape: Tuple[int, ...], dtype: Any, num_bytes: int) -> Any:
+    def _captured_rows(self, shape: Tuple[int, ...], dtype: Any) -> Any:
         """A capture has a pool of its own, which torch prefers to ours. What is allocated here goes to no other call as long as
         the engine lives: a replay writes it again."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes == 0:
+            return None
         try:
             rows = self._native.make_rows(1, num_bytes, _UINT8, 0, self.stream())
         except CapacityError:
@@ -121,40 +115,57 @@ class WindowPool:
         """Tensors that are alive stay so."""
         self._usable, self._pool = False, None
 
-    def empty(self, gpu: Gpu, shape: Tuple[int, ...], dtype: Any, num_bytes: int, ahead: bool = False) -> Any:
-        """None: ordinary memory has to do. ``ahead``: only what is free in pool or window."""
-        if num_bytes >= self._too_large[ahead]:
-            if self._freed == _native.num_freed():
-                return None
-            self._too_large = [math.inf, math.inf]
+    def empty(self, gpu: Gpu, parts: Sequence[Tuple[Tuple[int, ...], Any]], ahead: bool = False) -> List[Any]:
+        """Tensors of these shapes and element types; None: ordinary memory has to do. ``ahead``: only what is free in pool or
+        window."""
         if self._pool is None and not (self._usable and self._open()):
-            return None
-        torch = self._torch
+            return [None] * len(parts)
+        made: List[Any] = []
         _native.allocate_from(self._native, ahead)
         try:
             if self._begin is None:
-                with torch.cuda.use_mem_pool(self._pool, gpu.torch_device):
-                    return gpu.new(shape, dtype)
-            pool = self._id
-            self._begin(self._device, pool)
-            try:
-                return gpu.new(shape, dtype)
-            finally:
-                self._end(self._device, pool)
-                self._release(self._device, pool)
-        except torch.cuda.OutOfMemoryError:
+                with self._torch.cuda.use_mem_pool(self._pool, gpu.torch_device):
+                    self._fill(made, gpu, parts, ahead)
+            else:
+                pool = self._id
+                self._begin(self._device, pool)
+                try:
+                    self._fill(made, gpu, parts, ahead)
+                finally:
+                    self._end(self._device, pool)
+                    self._release(self._device, pool)
+        except RuntimeError as error:  # this torch, or its settings, has no pools like this one
+            self._native.check()
+            self._usable, self._pool = False, None
+            logger.info("rows lie outside the window, which costs a copy: torch's pools: %s", error)
+            made += [None] * (len(parts) - len(made))
+        finally:
+            _native.allocate_from(None)
+        return made
+
+    def _fill(self, made: List[Any], gpu: Gpu, parts: Sequence[Tuple[Tuple[int, ...], Any]], ahead: bool) -> None:
+        for shape, dtype in parts:
+            num_bytes = math.prod(shape) * dtype.itemsize
+            made.append(None if num_bytes == 0 or self._does_not_fit(num_bytes, ahead) else
+                        self._one(gpu, shape, dtype, num_bytes, ahead))
+
+    def _does_not_fit(self, num_bytes: int, ahead: bool) -> bool:
+        if num_bytes < self._too_large[ahead]:
+            return False
+        if self._freed == _native.num_freed():
+            return True
+        self._too_large = [math.inf, math.inf]
+        return False
+
+    def _one(self, gpu: Gpu, shape: Tuple[int, ...], dtype: Any, num_bytes: int, ahead: bool) -> Any:
+        try:
+            return gpu.new(shape, dtype)
+        except self._torch.cuda.OutOfMemoryError:
             self._native.check()  # a failed engine refuses rows too, and its error is what matters
             self._too_large[ahead], self._freed = num_bytes, _native.num_freed()
             if not ahead:
                 logger.info("rows of %d bytes lie outside the window: %s", num_bytes, _native.refusal())
             return None
-        except RuntimeError as error:  # this torch, or its settings, has no pools like this one
-            self._native.check()
-            self._usable, self._pool = False, None
-            logger.info("rows lie outside the window, which costs a copy: torch's pools: %s", error)
-            return None
-        finally:
-            _native.allocate_from(None)
 
     def cut(self, ahead: List[Any], num_rows: int, gpu: Gpu) -> Any:
         """torch cannot shrink a block. But a block that is freed and asked for again in a smaller size comes from the same place,
@@ -167,11 +178,11 @@ class WindowPool:
         if self._begin is None or num_rows == 0 or num_bytes - kept_bytes < _LEAST_CUT:
             return whole[:num_rows]
         del whole
-        rows = self.empty(gpu, front, dtype, kept_bytes, ahead=True)
+        rows = self.empty(gpu, ((front, dtype),), ahead=True)[0]
         if rows is not None and rows.data_ptr() == address:
             return rows
         del rows
-        whole = self.empty(gpu, shape, dtype, num_bytes, ahead=True)
+        whole = self.empty(gpu, ((shape, dtype),), ahead=True)[0]
         if whole is not None and whole.data_ptr() == address:
             return whole[:num_rows]
         # Another thread has given tensors of the pool back meanwhile. The rows still lie where they lay.

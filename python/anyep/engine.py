@@ -152,8 +152,8 @@ class Engine:
     def _gpu_rows(self, num_rows: int, hidden: int, dtype: str, num_scales: int, scales_dtype: str) -> Rows:
         gpu = self._gpu
         assert gpu is not None
-        return Rows(gpu.rows((num_rows, hidden), gpu.dtype_of[dtype]),
-                    gpu.rows((num_rows, num_scales), gpu.dtype_of[scales_dtype]) if num_scales else None)
+        x = (num_rows, hidden), gpu.dtype_of[dtype]
+        return Rows(*(gpu.rows(x, ((num_rows, num_scales), gpu.dtype_of[scales_dtype])) if num_scales else gpu.rows(x)))
 
     def _rows_in_window(self, library: Any, num_rows: int, hidden: int, dtype: str, num_scales: int,
                         scales_dtype: str) -> Rows:

@@ -106,10 +106,11 @@ class Payload:
         hidden = x.shape[-1]
         out_scales = None
         if engine._gpu is not None:
-            make = engine._gpu.rows if in_window else engine._gpu.new
-            out = make((num_rows, hidden), x.dtype)
+            parts = self._parts(num_rows)
+            made = engine._gpu.rows(*parts) if in_window else [engine._gpu.new(*part) for part in parts]
+            out = made[0]
             if scales is not None:
-                out_scales = make((num_rows, *scales.shape[1:]), scales.dtype)
+                out_scales = made[1]
         elif in_window and self._engine_makes():
             names = _TORCH.name_of
             out, out_scales, *_ = engine._rows(_TORCH, num_rows, hidden, names[x.dtype],
@@ -124,12 +125,17 @@ class Payload:
     def outputs_ahead(self, engine: Any, num_rows: int) -> Optional[Tuple[List[Tensor], Any, Optional[List[Tensor]]]]:
         """On GPUs: rows, their view and scales for a guess of the number of rows, in free room of the window; the tensors as
         ``Gpu.cut`` takes them, in lists that alone hold them. None: there is no such room."""
-        x, scales, gpu = self.x, self.scales, engine._gpu
-        out = gpu.rows_ahead((num_rows, x.shape[-1]), x.dtype)
-        out_scales = None if scales is None else gpu.rows_ahead((num_rows, *scales.shape[1:]), scales.dtype)
-        if out is None or (scales is not None and out_scales is None):
+        made = engine._gpu.rows_ahead(*self._parts(num_rows))
+        if None in made:
             return None
+        out, out_scales = made[0], None if self.scales is None else made[1]
         return out, _bytes_of(out[0]) if self.as_bytes else view("dispatch", "recv_x", out[0], self.device), out_scales
+
+    def _parts(self, num_rows: int) -> Tuple[Tuple[Tuple[int, ...], Any], ...]:
+        """Shapes and element types of outputs."""
+        x, scales = self.x, self.scales
+        rows = (num_rows, x.shape[-1]), x.dtype
+        return (rows,) if scales is None else (rows, ((num_rows, *scales.shape[1:]), scales.dtype))
 
     def _engine_makes(self) -> bool:
         x, scales = self.x, self.scales

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import types
 import weakref
 
@@ -134,8 +135,8 @@ def test_torchs_allocator_takes_memory_from_the_window():
 def test_without_pools_there_is_ordinary_memory():
     with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
         pool = _gpu.WindowPool(engine._native, 0)
-        assert pool.empty(None, (4, 4), torch.float32, 64) is None
-        assert pool.empty(None, (4, 4), torch.float32, 64) is None
+        assert pool.empty(None, [((4, 4), torch.float32)] * 2) == [None, None]
+        assert pool.empty(None, [((4, 4), torch.float32)] * 2) == [None, None]
 
 
 class Shelf(_gpu.WindowPool):
@@ -148,14 +149,16 @@ class Shelf(_gpu.WindowPool):
         self._blocks = [(sum(blocks[:at]), size) for at, size in enumerate(blocks)]
         self._taken = {}
 
-    def empty(self, gpu, shape, dtype, num_bytes, ahead=False):
+    def empty(self, gpu, parts, ahead=False):
+        (shape, dtype), = parts
+        num_bytes = math.prod(shape) * dtype.itemsize
         free = [block for block in self._blocks if self._taken.get(block[0], lambda: None)() is None and block[1] >= num_bytes]
         if not free:
-            return None
+            return [None]
         begin = min(free, key=lambda block: block[1])[0]
         tensor = self._memory[begin:begin + num_bytes].view(dtype).view(shape)
         self._taken[begin] = weakref.ref(tensor)
-        return tensor
+        return [tensor]
 
 
 MIB = 1 << 20
@@ -165,20 +168,20 @@ MIB = 1 << 20
                          ids=["one block", "a smaller one fits better", "a larger one"])
 def test_rows_made_ahead_are_cut_where_they_lie(blocks, whole_block):
     pool = Shelf(blocks)
-    held = [pool.empty(None, (8, MIB), torch.uint8, 8 * MIB, ahead=True)]
+    held = pool.empty(None, [((8, MIB), torch.uint8)], ahead=True)
     address = held[0].data_ptr()
     held[0][:3] = 7
     rows = pool.cut(held, 3, None)
     assert held == [] and rows.shape == (3, MIB) and rows.data_ptr() == address and bool((rows == 7).all())
     if not whole_block:  # a view of the whole, whose life this shelf does not see
-        again = pool.empty(None, (8, MIB), torch.uint8, 8 * MIB)
+        again = pool.empty(None, [((8, MIB), torch.uint8)])[0]
         assert again is None or again.data_ptr() != address  # the rows' place is taken
 
 
 def test_little_is_not_worth_a_cut():
     pool = Shelf([8 * MIB])
     for num_rows in (7, 8, 0):
-        held = [pool.empty(None, (8, MIB), torch.uint8, 8 * MIB, ahead=True)]
+        held = pool.empty(None, [((8, MIB), torch.uint8)], ahead=True)
         pool._begin = "something" if num_rows else None  # nor where torch lacks what it takes
         assert pool.cut(held, num_rows, None).shape == (num_rows, MIB)
 
@@ -242,8 +245,9 @@ def play(engine, guess=None):
     engine._native = Played(engine._native)
     engine._native.rows_ahead = lambda num_tokens: guess
     empty = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: E731
-    ahead = lambda shape, dtype: None if guess is None else [empty(shape, dtype)]  # noqa: E731
-    engine._gpu = types.SimpleNamespace(device=-1, stream=lambda: 0, is_capturing=lambda: False, new=empty, rows=empty,
+    rows = lambda *parts: [empty(*part) for part in parts]  # noqa: E731
+    ahead = lambda *parts: [None if guess is None else [empty(*part)] for part in parts]  # noqa: E731
+    engine._gpu = types.SimpleNamespace(device=-1, stream=lambda: 0, is_capturing=lambda: False, new=empty, rows=rows,
                                         rows_ahead=ahead, cut=cut,
                                         torch_device=torch.device("cpu"), pool=types.SimpleNamespace(close=lambda: None))
     return types.SimpleNamespace(gpu=engine._gpu, rows_in_window=lambda: True)
