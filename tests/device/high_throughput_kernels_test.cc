@@ -1,7 +1,7 @@
 // Tests of the high-throughput kernels on real GPUs, ranks as threads: random calls against an oracle, ranks that never
 // come, values that no correct call has. With --bench: times of whole operations.
 //
-//   high_throughput_kernels_test [--ranks 2] [--cases 200] [--seed 1] [--no-combine] [--faults] [--bench]
+//   high_throughput_kernels_test [--ranks 2] [--cases 200] [--seed 1] [--no-combine] [--faults] [--bench] [--limit seconds]
 #include <unistd.h>
 
 #include <cstdio>
@@ -96,7 +96,7 @@ int random_tests(int num_ranks, int cases, std::uint64_t first_seed, bool combin
 int main(int argc, char** argv) {
   setenv("CUDA_MODULE_LOADING", "EAGER", 1);
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
-  int cases = 100, failed = 0;
+  int cases = 100, failed = 0, limit_s = 45;
   std::uint64_t seed = 1;
   std::vector<int> ranks;
   bool combine = true, bench = false, faults = false;
@@ -105,13 +105,14 @@ int main(int argc, char** argv) {
     const auto value = [&] { return i + 1 < argc ? std::atoi(argv[++i]) : 0; };
     if (option == "--ranks") ranks.push_back(value());
     if (option == "--cases") cases = value();
+    if (option == "--limit") limit_s = value();
     if (option == "--seed") seed = static_cast<std::uint64_t>(value());
     if (option == "--no-combine") combine = false;
     if (option == "--bench") bench = true;
     if (option == "--faults") faults = true;
   }
-  std::thread([] {
-    std::this_thread::sleep_for(std::chrono::seconds(45));
+  std::thread([limit_s] {
+    std::this_thread::sleep_for(std::chrono::seconds(limit_s));
     std::printf("the test's own limit\n");
     std::fflush(stdout);
     _exit(3);
