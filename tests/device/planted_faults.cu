@@ -1,4 +1,5 @@
-// One fault for each tool of compute-sanitizer, so that a run without findings means something: planted_faults TOOL
+// One fault for each tool of compute-sanitizer, so that a run without findings means something: planted_faults TOOL. And a right
+// program that is made as the low-latency kernels are, so that findings mean something: planted_faults control
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -33,6 +34,22 @@ __global__ void synccheck(int* four) {
     __syncthreads();
     four[2] = 3;
   }
+}
+
+/// What one warp writes is read by another behind a named barrier of the two, rounds in turn in two places; a third warp has no part
+/// in it, and ends early.
+__global__ void control(int* four, int threads) {
+  __shared__ int round[2][32];
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  if (warp == 2) return;
+  int sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    if (warp == 0) round[i % 2][lane] = i + lane;
+    __syncwarp();
+    asm volatile("barrier.sync.aligned %0, %1;" ::"r"(5), "r"(threads) : "memory");
+    if (warp == 1) sum += round[i % 2][31 - lane];
+  }
+  if (warp == 1) atomicAdd(four, sum);
 }
 
 }  // namespace
