@@ -1,8 +1,9 @@
-// One fault for each tool of compute-sanitizer, so that a run without findings means something: planted_faults TOOL. And a right
-// program that is made as the low-latency kernels are, so that findings mean something: planted_faults control
+// One fault for each tool of compute-sanitizer, so that a run without findings means something: planted_faults TOOL. And right programs
+// that are made as the low-latency kernels are, so that findings mean something: planted_faults sync, arrive or flag
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <cuda/atomic>
 #include <string>
 
 namespace {
@@ -36,18 +37,48 @@ __global__ void synccheck(int* four) {
   }
 }
 
-/// What one warp writes is read by another behind a named barrier of the two, rounds in turn in two places; a third warp has no part
-/// in it, and ends early.
+enum class By { kSync, kArrive, kFlag };
+
+/// What one warp writes another reads, round by round in two places in turn; a third warp has no part in it, and ends early. kSync: behind
+/// a named barrier of the two. kArrive: the writer only arrives there, and waits at a second one until its place is free again. kFlag: by
+/// words with release and acquire.
+template <By by>
 __global__ void control(int* four, int threads) {
-  __shared__ int round[2][32];
+  __shared__ int round[2][32], filled, taken;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  if (threadIdx.x == 0) filled = taken = 0;
+  __syncthreads();
   if (warp == 2) return;
+  const auto set = [](int& word, int value) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+      cuda::atomic_ref<int, cuda::thread_scope_block>(word).store(value, cuda::memory_order_release);
+  };
+  const auto await = [](int& word, int value) {
+    while (cuda::atomic_ref<int, cuda::thread_scope_block>(word).load(cuda::memory_order_acquire) < value) {
+    }
+    __syncwarp();
+  };
   int sum = 0;
   for (int i = 0; i < 16; ++i) {
-    if (warp == 0) round[i % 2][lane] = i + lane;
-    __syncwarp();
-    asm volatile("barrier.sync.aligned %0, %1;" ::"r"(5), "r"(threads) : "memory");
-    if (warp == 1) sum += round[i % 2][31 - lane];
+    if (warp == 0) {
+      if (by == By::kArrive && i >= 2)
+        asm volatile("barrier.sync.aligned %0, %1;" ::"r"(7 + i % 2), "r"(threads) : "memory");
+      if (by == By::kFlag && i >= 2) await(taken, i - 1);
+      round[i % 2][lane] = i + lane;
+      __syncwarp();
+      if (by == By::kSync) asm volatile("barrier.sync.aligned %0, %1;" ::"r"(5), "r"(threads) : "memory");
+      if (by == By::kArrive) asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(5 + i % 2), "r"(threads) : "memory");
+      if (by == By::kFlag) set(filled, i + 1);
+    } else {
+      if (by == By::kSync) asm volatile("barrier.sync.aligned %0, %1;" ::"r"(5), "r"(threads) : "memory");
+      if (by == By::kArrive) asm volatile("barrier.sync.aligned %0, %1;" ::"r"(5 + i % 2), "r"(threads) : "memory");
+      if (by == By::kFlag) await(filled, i + 1);
+      sum += round[i % 2][31 - lane];
+      if (by == By::kArrive && i < 14)
+        asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(7 + i % 2), "r"(threads) : "memory");
+      if (by == By::kFlag) set(taken, i + 1);
+    }
   }
   if (warp == 1) atomicAdd(four, sum);
 }
@@ -58,6 +89,7 @@ int main(int argc, char** argv) {
   const std::string tool = argc > 1 ? argv[1] : "";
   int* four = nullptr;
   if (cudaMalloc(&four, 4 * sizeof(int)) != cudaSuccess) return 2;
+  if (tool != "initcheck" && cudaMemset(four, 0, 4 * sizeof(int)) != cudaSuccess) return 2;
   if (tool == "memcheck")
     memcheck<<<1, 1>>>(four);
   else if (tool == "initcheck")
@@ -66,6 +98,12 @@ int main(int argc, char** argv) {
     racecheck<<<1, 64>>>(four);
   else if (tool == "synccheck")
     synccheck<<<1, 64>>>(four);
+  else if (tool == "sync")
+    control<By::kSync><<<1, 96>>>(four, 64);
+  else if (tool == "arrive")
+    control<By::kArrive><<<1, 96>>>(four, 64);
+  else if (tool == "flag")
+    control<By::kFlag><<<1, 96>>>(four, 64);
   else
     return 2;
   std::printf("%s: %s\n", tool.c_str(), cudaGetErrorString(cudaDeviceSynchronize()));
