@@ -66,7 +66,9 @@ void copy(const Copy& copy, Direction direction, int sms, cudaStream_t stream);
 /// One step of decoding without its work: rows by ordinary stores to every other rank, then a flag to each and a wait for
 /// each one's.
 struct Step {
-  static constexpr int kMostRows = 512, kThreads = 512, kMostBlocks = 512;
+  static constexpr int kMostRows = 512, kThreads = 512;
+  /// Of all ranks on a GPU: two an SM of Hopper, which registers leave room for whatever the form. All wait for each other.
+  static constexpr int kMostBlocks = 256;
   Peers base;
   std::size_t flags_at = 0;  ///< of every rank's block: [block][rank] words
   std::size_t data_at = 0;   ///< likewise: [rank][kMostRows] rows
