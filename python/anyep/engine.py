@@ -317,6 +317,8 @@ class Engine:
             raise argument_error("low_latency_dispatch", "wire", repr(wire), "'bf16', 'fp8' or 'ue8m0'")
         if out is None:
             out = on_cpu(self, library_of(x)) if self._slabs is None else self._slabs.make
+        elif len(out) != len(Slabs._fields):
+            raise argument_error("low_latency_dispatch", "out", f"{len(out)} arrays", f"{len(Slabs._fields)}, as Slabs has them")
         stream = self._stream()
         out, done = self._native.low_latency_dispatch(num_experts, max_tokens, x, experts, out, received, waited, WIRES[wire],
                                                       round_scale, hook, stream, timeout_s, list(after), wait)

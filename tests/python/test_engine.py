@@ -307,6 +307,25 @@ def test_low_latency_slabs_and_their_weighted_sum(wire, hook):
         assert torch.allclose(back.float(), (torch.arange(5.0).reshape(5, 1) + 8 * (rank + 1)) * shares, rtol=0.08)
 
 
+def test_low_latency_fills_the_slabs_that_it_is_given():
+    def body(engine):
+        x, ids = tokens_of(engine.rank, torch.bfloat16)[:, :1].expand(5, 128).contiguous(), torch.tensor(IDS)
+        made = engine.low_latency_dispatch(x, ids, 8, 8).result
+        given = made._replace(x=torch.zeros_like(made.x), counts=torch.zeros_like(made.counts))
+        with pytest.raises(anyep.ArgumentError, match="out = 5 arrays, allowed: 6"):
+            engine.low_latency_dispatch(x, ids, 8, 8, out=given[:5])
+        assert engine.low_latency_dispatch(x, ids, 8, 8, out=given).result is given
+        sums = torch.zeros(5, 128, dtype=torch.bfloat16)
+        back = engine.low_latency_combine(given.x, ids, torch.ones(5, 2), given, 8, 8, out=sums)
+        assert back.result is sums
+        return made, given, sums
+
+    for made, given, sums in on_ranks(2, body, **low_latency_budget(2)):
+        assert torch.equal(made.counts, given.counts) and bool(sums.any())
+        for local, count in enumerate(made.counts.tolist()):
+            assert torch.equal(made.x[local, :count], given.x[local, :count])
+
+
 def test_a_third_unreceived_operation_is_refused_by_name():
     def body(engine):
         x, ids = torch.ones(5, 128, dtype=torch.bfloat16), torch.tensor(IDS)
