@@ -17,6 +17,7 @@ namespace anyep::test {
 struct Lonely {
   static constexpr std::uint16_t kCode = protocol::make_code(3, 0x5A5);
   static constexpr protocol::Who kWho{1, 2};
+  static constexpr std::uint32_t kOp = 77;
 
   std::uint64_t word = 0, abort = 0, announced[4] = {}, waited_ns[4] = {};
   std::uint32_t gone[4] = {}, masked[4] = {};
@@ -31,6 +32,7 @@ struct Lonely {
     w.abort = &abort;
     w.doorbell = &bell;
     w.record = &record;
+    w.op = kOp;
     w.start_ns = protocol::now_ns();
     w.limit_ns = limit_ns;
     w.announced = announced;
@@ -79,7 +81,8 @@ inline std::string rule_limit() {
   const protocol::FaultRecord& record = lonely.record;
   const bool whole = record.claimed == 1 && record.ready == 1 && record.peer == 1 && record.phase == 2 &&
                      record.ended == static_cast<std::uint32_t>(ended) && record.expected == Lonely::mark(5) &&
-                     record.seen == 0 && record.elapsed_ns >= kShort && record.limit_ns == kShort;
+                     record.seen == 0 && record.elapsed_ns >= kShort && record.limit_ns == kShort &&
+                     record.op == Lonely::kOp;
   return whole ? std::string() : "limit: the record does not say what happened";
 }
 
@@ -195,7 +198,8 @@ inline std::string rule_first_record_wins() {
   for (int round = 0; round < 200; ++round) {
     protocol::FaultRecord record{};
     const auto leave = [&](std::int32_t peer) {
-      protocol::leave_record(record, protocol::Ended::kTimeout, {peer, 7}, static_cast<std::uint64_t>(peer), 1, 2, 3);
+      protocol::leave_record(record, static_cast<std::uint32_t>(peer) + 10, protocol::Ended::kTimeout, {peer, 7},
+                             static_cast<std::uint64_t>(peer), 1, 2, 3);
     };
     std::thread one([&] { leave(1); });
     std::thread two([&] { leave(2); });
@@ -207,7 +211,7 @@ inline std::string rule_first_record_wins() {
     one.join();
     two.join();
     if (first == 0 || record.peer != first || record.expected != static_cast<std::uint64_t>(first) ||
-        record.phase != 7) {
+        record.phase != 7 || record.op != static_cast<std::uint32_t>(first) + 10) {
       return "record: not the first one, or not whole";
     }
   }
