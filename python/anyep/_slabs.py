@@ -1,4 +1,4 @@
-"""The outputs of low-latency dispatches, made when the extension has read the inputs."""
+"""The outputs of low latency, made when the extension has read the inputs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ _Key = Tuple[int, int, int, int, int]  # num_experts, top_k, hidden, max_tokens,
 _BLOCK_BYTES, _MOST_CALLS = 4 << 20, 16  # of one block
 _ALIGNMENT = 512  # bytes: that of torch's own allocations on a GPU
 _MOST_KEPT = 8  # shapes, and streams of a shape, that blocks are kept for
+
+
+def sums_by(library: Any) -> Callable[[int, int], Any]:
+    """What makes the output of a combine of (num_tokens, hidden)."""
+    return lambda num_tokens, hidden: library.empty((num_tokens, hidden), "bfloat16")
 
 
 def on_cpu(engine: Any, library: Any) -> Callable[..., Slabs]:
@@ -66,7 +71,8 @@ class GpuSlabs:
             if not ready:
                 if len(kept.ready) >= _MOST_KEPT:
                     kept.ready.clear()
-                ready = kept.ready[place] = self._cut(kept.small, kept.calls_of_block)
+                ready = kept.ready[place] = self._cut(kept.small, kept.next_calls)
+                kept.next_calls = min(2 * kept.next_calls, kept.most_calls)  # so that shapes that come and go cost little
             small = ready.pop()
         return Slabs(gpu.empty(*kept.x), None if kept.scales is None else gpu.empty_swapped(*kept.scales), *small)
 
@@ -100,8 +106,9 @@ class GpuSlabs:
 
 
 class _OfShape:
-    __slots__ = ("x", "scales", "small", "calls_of_block", "ready")
+    __slots__ = ("x", "scales", "small", "most_calls", "next_calls", "ready")
 
-    def __init__(self, x: _Array, scales: Optional[_Array], small: List[_Array], calls_of_block: int) -> None:
-        self.x, self.scales, self.small, self.calls_of_block = x, scales, small, calls_of_block
+    def __init__(self, x: _Array, scales: Optional[_Array], small: List[_Array], most_calls: int) -> None:
+        self.x, self.scales, self.small, self.most_calls = x, scales, small, most_calls
+        self.next_calls = min(2, most_calls)  # of the next block
         self.ready: Dict[Tuple[int, bool], List[Tuple[Any, ...]]] = {}  # cut, by stream and inference mode

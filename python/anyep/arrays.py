@@ -63,7 +63,6 @@ class TorchLibrary:
         self._most_bytes = most_bytes  # larger ones are made by _large
         # By type and by name: a tensor without elements, whose new_empty takes half of torch.empty's time, and most elements.
         self._seeds: Dict[Any, Tuple[Any, float]] = {}
-        self._unlimited = most_bytes == math.inf
 
     def _seed(self, dtype: Any) -> Tuple[Any, float]:
         kind = self.dtype_of.get(dtype, dtype)
@@ -76,13 +75,9 @@ class TorchLibrary:
     def empty(self, shape: Tuple[int, ...], dtype: Any) -> Any:
         """``torch.empty``."""
         seed, most = self._seeds.get(dtype) or self._seed(dtype)
-        return seed.new_empty(*shape) if self._unlimited or math.prod(shape) <= most else self._large(shape, dtype)
+        return seed.new_empty(*shape) if most == math.inf or math.prod(shape) <= most else self._large(shape, dtype)
 
     new = empty
-
-    def sums(self, num_tokens: int, hidden: int) -> Any:
-        """The output of a low-latency combine."""
-        return self.empty((num_tokens, hidden), "bfloat16")
 
     def empty_swapped(self, shape: Tuple[int, int, int], dtype: Any) -> Any:
         """The middle dimension is the one without gaps."""
@@ -141,9 +136,6 @@ class _Numpy:
         if num_bytes > _LARGE_BYTES:
             return self.over(_native.recycled_memory(num_bytes), shape, dtype)
         return self._make(dtype, lambda kind: self.numpy.empty(shape, dtype=kind))
-
-    def sums(self, num_tokens: int, hidden: int) -> Any:
-        return self.empty((num_tokens, hidden), "bfloat16")
 
     def empty_swapped(self, shape: Tuple[int, int, int], dtype: str) -> Any:
         planes, rows, columns = shape

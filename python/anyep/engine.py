@@ -13,7 +13,7 @@ from . import _native
 from ._ahead import dispatch_ahead
 from ._calls import LowLatency, _forward_log, _log_waits, logger, on_stream
 from ._gpu import Gpu, device_of, must_have_torch
-from ._slabs import WIRES, GpuSlabs, on_cpu
+from ._slabs import WIRES, GpuSlabs, on_cpu, sums_by
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, UnsupportedError, argument_error
@@ -353,7 +353,7 @@ class Engine:
         if wire not in ("bf16", "logfmt"):
             raise argument_error("low_latency_combine", "wire", repr(wire), "'bf16' or 'logfmt'")
         if out is None:
-            out = self._library(x).sums
+            out = sums_by(self._library(x))
         stream = self._stream()
         out, done = self._native.low_latency_combine(num_experts, max_tokens, x, *origin, experts, weights, out, waited, WIRES[wire],
                                                      zero_copy, hook, stream, timeout_s, list(after), wait)

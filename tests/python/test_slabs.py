@@ -77,6 +77,12 @@ def test_a_block_serves_several_calls_and_lies_as_torch_would_lay_it(slabs_of):
     assert block(first.x) != block(second.x) and block(first.scales) != block(second.scales)
 
 
+def test_blocks_grow_with_use(slabs_of):
+    kept = [make(slabs_of) for _ in range(64)]
+    calls = [tensor.untyped_storage().nbytes() // 512 for tensor in (slabs.counts for slabs in kept)]
+    assert calls == [2] * 2 + [4] * 4 + [8] * 8 + [16] * 50
+
+
 def test_large_ones_are_not_kept_in_advance(slabs_of):
     large = (8, 2, 16, 200_000)  # 6 MB of `source`
     made = make(slabs_of, shape=large)
