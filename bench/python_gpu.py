@@ -5,7 +5,8 @@
                                                        [--results FOLDER] [--commit HASH]
 
 ./dev bench deep_ep runs it. One process per rank, tensors of torch, one GPU each. High throughput at 4096 tokens, hidden 7168,
-top-8 of 256: calls back to back, each from an event before it to an event behind it. Decode pairs at 1, 8, 32 and 128 tokens: 20 in
+top-8 of 256: calls back to back, each from an event before it to an event behind it, dispatches into the Buffer's memory and into
+ordinary tensors (memory = caller). Decode pairs at 1, 8, 32 and 128 tokens: 20 in
 a replayed graph, whole and with hooks, and eager. All of a round in turn, the slowest rank counts. `host us` is what the call takes
 the host, where it waits for nothing. Exit status: 0 all results right, 1 something was wrong (a missed bar is reported, not an error).
 """
@@ -94,16 +95,29 @@ class _Bench:
     def high_throughput(self):
         about = {"kind": "ht", "tokens": TOKENS, "hidden": HIDDEN, "topk": TOP_K, "experts": EXPERTS, "ranks": self.num_ranks,
                  "sms": self.sms, "routing": "uniform", "memory": "window"}
-        for dtype, x in (("bf16", self.x), ("fp8", self.x8)):
+        got, handle = self.dispatches(about)
+        for memory, rows in (("window", got[0]), ("caller", got[0].clone())):
+            us, host_us, (sums, *_) = self.timed(lambda rows=rows: self.buffer.combine(rows, handle))
+            self.note(about | {"op": "combine", "dtype": "bf16", "memory": memory}, us, host_us,
+                      int((sums.float() != self.sums).sum()))
+
+    def dispatches(self, about):
+        """Of both types, fresh and with a handle; what the last one of BF16 returned, and its handle."""
+        for dtype, x in (("fp8", self.x8), ("bf16", self.x)):
             us, _, got = self.timed(lambda x=x: self.fresh(x))
             handle = got[4]
             self.note(about | {"op": "dispatch", "dtype": dtype}, us, [], self.wrong(got, handle))
             us, host_us, got = self.timed(lambda x=x, handle=handle: self.buffer.dispatch(x, handle=handle))
             self.note(about | {"op": "dispatch_cached", "dtype": dtype}, us, host_us, self.wrong(got, handle))
-            for memory, rows in (("window", got[0]), ("caller", got[0].clone())) if dtype == "bf16" else ():
-                us, host_us, (sums, *_) = self.timed(lambda rows=rows, handle=handle: self.buffer.combine(rows, handle))
-                self.note(about | {"op": "combine", "dtype": "bf16", "memory": memory}, us, host_us,
-                          int((sums.float() != self.sums).sum()))
+        return got, handle
+
+    def ordinary(self, rounds):
+        """Dispatches into tensors that peers cannot write: what a caller gets who has a view of the Buffer's memory."""
+        self.buffer.get_local_buffer_tensor(self.torch.uint8)
+        about = {"kind": "ht", "tokens": TOKENS, "hidden": HIDDEN, "topk": TOP_K, "experts": EXPERTS, "ranks": self.num_ranks,
+                 "sms": self.sms, "routing": "uniform", "memory": "caller"}
+        for _ in range(rounds):
+            self.dispatches(about)
 
     # ---- low latency
 
@@ -168,6 +182,7 @@ def start(rank, num_ranks, sms, rounds, path):
     for _ in range(rounds):
         bench.high_throughput()
     bench.low_latency(rounds)
+    bench.ordinary(rounds)
     bench.align()
     bench.buffer.destroy()
     if rank == 0:

@@ -11,6 +11,7 @@
 #include <anyep/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -72,6 +73,11 @@ class ANYEP_API Engine {
   /// The same into rows that the caller has made ahead. With Surplus::kMovesLater those past the last are unspecified.
   Fresh dispatch_fresh(const Shape&, const Routing&, const Rows& x, const Rows& out, Surplus, StreamRef = {},
                        const Options& = {});
+  /// The same into rows that `out` makes, asked once, on this thread, while the counts are on their way: finding memory takes
+  /// the host about as long. It may call rows_ahead() and make_rows_ahead() and nothing else of the engine. Rows without x: none
+  /// move, as if this were route(). An Error that it throws is the dispatch's.
+  Fresh dispatch_fresh(const Shape&, const Routing&, const Rows& x, const std::function<Rows()>& out, Surplus,
+                       StreamRef = {}, const Options& = {});
   /// dispatch() behind a route() whose counts nobody has waited for, with Surplus::kMovesLater. `Fresh::handle` stays empty.
   Fresh dispatch_ahead(const Rows& x, const Handle&, const Rows& out, StreamRef = {}, const Options& = {});
   /// Rows that may come for this rank's `num_tokens`: each rank's tokens once, when none has more than this rank or than any

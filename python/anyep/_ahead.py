@@ -33,5 +33,5 @@ def dispatch_ahead(engine: Any, handle: Handle, given: Rows, views: Tuple[Any, .
         return None
     num_rows = handle.num_rows
     x, scales = (None if one is None else gpu.cut(one, num_rows) for one in held)
-    experts, weights, *extra = (None if tensor is None else tensor[:num_rows] for tensor in beside)
+    experts, weights, *extra = (None if tensor is None else tensor.resize_(num_rows, tensor.shape[1]) for tensor in beside)
     return Dispatched(Rows(x, scales, experts, weights, tuple(extra)), event)

@@ -87,13 +87,12 @@ class Gpu(TorchLibrary):
     def over(self, memory: Any, shape: Tuple[int, ...], dtype: Any) -> Any:
         """A tensor over memory on this GPU, which it keeps alive."""
         view = _native.View(memory.address, _UINT8, (memory.bytes,))
-        flat = self.torch.utils.dlpack.from_dlpack(_native.dlpack_of(view, self.device, memory))
+        flat = _native.tensor_of(view, self.device, memory)
         return flat.view(self.dtype_of.get(dtype, dtype)).view(*shape)
 
     def copy_of(self, view: Any) -> Any:
         """A tensor with what a view shows, in stream order."""
-        shown = self.torch.utils.dlpack.from_dlpack(_native.dlpack_of(view, self.device))
-        return shown.clone()
+        return _native.tensor_of(view, self.device).clone()
 
 
 class WindowPool:
@@ -172,11 +171,12 @@ class WindowPool:
         unless a smaller free one fits better: then it is taken back whole. Nobody else allocates from this pool in between, and
         on the stream nothing comes between the dispatch that fills the rows and who uses them."""
         whole = ahead.pop()
-        shape, dtype, address, num_bytes = whole.shape, whole.dtype, whole.data_ptr(), whole.nbytes
+        shape, dtype = whole.shape, whole.dtype
         front = (num_rows, *shape[1:])
         kept_bytes = math.prod(front) * dtype.itemsize
-        if self._begin is None or num_rows == 0 or num_bytes - kept_bytes < _LEAST_CUT:
-            return whole[:num_rows]
+        if self._begin is None or num_rows == 0 or whole.nbytes - kept_bytes < _LEAST_CUT:
+            return whole.resize_(front)  # smaller, in its place: half the time of a slice, and no view
+        address = whole.data_ptr()
         del whole
         rows = self.empty(gpu, ((front, dtype),), ahead=True)[0]
         if rows is not None and rows.data_ptr() == address:
@@ -184,11 +184,10 @@ class WindowPool:
         del rows
         whole = self.empty(gpu, ((shape, dtype),), ahead=True)[0]
         if whole is not None and whole.data_ptr() == address:
-            return whole[:num_rows]
+            return whole.resize_(front)
         # Another thread has given tensors of the pool back meanwhile. The rows still lie where they lay.
-        rows = gpu.new(front, dtype) if whole is None else whole[:num_rows]
-        shown = gpu.torch.utils.dlpack.from_dlpack(
-            _native.dlpack_of(_native.View(address, _UINT8, (kept_bytes,)), self._device))
+        rows = gpu.new(front, dtype) if whole is None else whole.resize_(front)
+        shown = _native.tensor_of(_native.View(address, _UINT8, (kept_bytes,)), self._device)
         rows.view(gpu.torch.uint8).view(-1).copy_(shown)
         return rows
 

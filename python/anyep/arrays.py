@@ -97,7 +97,8 @@ class _Torch(TorchLibrary):
     def __init__(self) -> None:
         torch = sys.modules["torch"]
         super().__init__(torch, torch.device("cpu"), _LARGE_BYTES)
-        _native.read_torch(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))  # since torch 2.10
+        _native.use_torch(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),  # since torch 2.10
+                          getattr(torch._C, "_from_dlpack", torch.utils.dlpack.from_dlpack))
 
     def view(self, tensor: Any, device: int = -1) -> View:
         if tensor.get_device() != device or (device < 0 and not tensor.is_cpu):

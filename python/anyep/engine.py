@@ -13,7 +13,7 @@ from . import _native
 from ._ahead import dispatch_ahead
 from ._calls import LowLatency, _forward_log, _log_waits, logger, on_stream
 from ._gpu import Gpu, device_of, must_have_torch
-from ._slabs import WIRES, GpuSlabs, on_cpu, sums_by
+from ._slabs import WIRES, GpuSlabs, layout_on_cpu, layouts, on_cpu, sums_by
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, UnsupportedError, argument_error
@@ -53,6 +53,7 @@ class Engine:
         self.rank: int = native.rank
         self.num_ranks: int = native.num_ranks
         self._slabs = None if self._gpu is None else GpuSlabs(self._gpu, self.num_ranks, self.rank)
+        self._layouts = None if self._gpu is None else layouts(self._gpu, self.num_ranks)
         self.num_nodes: int = native.num_nodes
 
     @classmethod
@@ -274,16 +275,8 @@ class Engine:
     def layout(self, experts: Any, num_experts: int) -> Tuple[Any, Any, Any]:
         """Local. tokens_per_rank int32 [R] (each token once), pairs_per_expert int32 [num_experts], token_in_rank bool
         [num_tokens, R] of this rank's own ``experts`` [num_tokens, top_k]."""
-        device = self.device
-        experts_view = view("layout", "experts", experts, device)
-        if len(experts_view.shape) != 2:
-            raise argument_error("layout", "experts", f"tensor of shape {list(experts_view.shape)}", "2 dimensions")
-        library = self._library(experts)
-        num_tokens, top_k = experts_view.shape
-        result = (library.empty((self.num_ranks,), "int32"), library.empty((max(num_experts, 0),), "int32"),
-                  library.empty((num_tokens, self.num_ranks), "bool"))
-        self._native.layout(num_experts, top_k, experts_view, *result, self._stream())
-        return result
+        out = layout_on_cpu(self, library_of(experts)) if self._layouts is None else self._layouts.take
+        return self._native.layout(num_experts, experts, out, self._stream())
 
     # ---- low latency
 
@@ -435,8 +428,9 @@ class Engine:
             self._running.clear()
             self._sends.clear()
             self._shown.clear()
-            if self._slabs is not None:
-                self._slabs.clear()
+            for kept in (self._slabs, self._layouts):
+                if kept is not None:
+                    kept.clear()
             if _log_waits():
                 _forward_log()
 

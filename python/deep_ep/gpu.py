@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 from anyep import Engine, UnsupportedError, _native
-from anyep.arrays import optional_view, view
+from anyep.arrays import view
 
 from .calls import Method
 from .events import EventOverlap, Previous, handle_before
 from .handles import find
-from .high_throughput import COMBINE, DISPATCH, Payload, check_layout, unpack_bias
+from .high_throughput import COMBINE, DISPATCH, Payload, check_layout, must_be_tensor, unpack_bias
 from .streams import Place
 
 Tensor = torch.Tensor
 _View = _native.View
 _INT32 = _native.DTYPES["int32"][0]
 _layout = Engine.layout.__wrapped__  # type: ignore[attr-defined]  # on the current stream
-_from_dlpack = getattr(torch._C, "_from_dlpack", torch.utils.dlpack.from_dlpack)
 
 
 def place_of(method: Method, runtime: Any, previous_event: Previous, async_finish: bool, on_comm_stream: bool) -> Place:
@@ -32,11 +31,8 @@ def layout(method: Method, engine: Any, place: Place, topk_idx: Tensor, num_expe
            ) -> Tuple[Tensor, None, Tensor, Tensor, EventOverlap]:
     with place:
         counts, pairs, token_in_rank = _layout(engine, topk_idx, num_experts)
-        event = None
-        if place._context is not None:
-            event = torch.cuda.Event()
-            event.record()
-        return counts, None, pairs, token_in_rank, place.finish(method, event, (topk_idx,), (counts, pairs, token_in_rank))
+        return (counts, None, pairs, token_in_rank,
+                place.finish(method, place.mark(), (topk_idx,), (counts, pairs, token_in_rank)))
 
 
 def handle_of(method: Method, engine: Any, handle: Any, stream: int) -> Tuple[Any, int, Any]:
@@ -82,7 +78,7 @@ def cached_dispatch(runtime: Any, engine: Any, place: Place, x: Any, handle: Any
     with place:
         native, num_rows, _ = handle_of(DISPATCH, engine, handle, place.number)
         out, out_view, out_scales = payload.outputs(engine, num_rows, runtime.rows_in_window())
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, (), out_view, out_scales, None,
+        event = engine._native.dispatch(native, payload.x_view, payload.scales, None, None, (), out_view, out_scales, None,
                                         None, (), place.number, 0.0, num_sms, [], False)
         end = place.finish(DISPATCH, event, (payload.x, payload.scales, *handle), (out, out_scales))
     return (out if out_scales is None else (out, out_scales)), None, None, None, None, end
@@ -97,22 +93,19 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
                                "outputs, or a handle. The host cannot wait for their number there.", op="Buffer.dispatch",
                                argument="num_worst_tokens", got="0")
     payload = Payload(x, device)
-    ids_view = optional_view("dispatch", "topk_idx", topk_idx, device)
-    weights_view = optional_view("dispatch", "topk_weights", topk_weights, device)
-    in_rank_view = view("dispatch", "is_token_in_rank", token_in_rank, device)
-    pairs_view = view("dispatch", "num_tokens_per_expert", pairs, device)
-    top_k = 1 if topk_idx is None else topk_idx.shape[-1]
-    route = (pairs.shape[0], top_k, ids_view, in_rank_view, pairs_view)
+    if topk_idx is not None:
+        must_be_tensor("dispatch", "topk_idx", topk_idx, device)
+        must_be_tensor("dispatch", "topk_weights", topk_weights, device)
+    route = (pairs.shape[0], 1 if topk_idx is None else topk_idx.shape[-1], topk_idx, token_in_rank, pairs)
     with place:
-        send = _Send(engine, payload, (topk_idx, topk_weights), (ids_view, weights_view), num_sms, place.number,
-                     runtime.rows_in_window())
+        send = _Send(engine, payload, (topk_idx, topk_weights), num_sms, place, runtime.rows_in_window())
         if num_worst_tokens:
             native, event, num_rows = send.into(num_worst_tokens, route)
         else:
             native, event, num_rows = send.exactly(route)
         out, out_scales, out_ids, out_weights = send.outputs
         counts = [] if num_worst_tokens else native.pairs_per_expert(alignment)
-        prefix, tokens, source, token_place = shown = tuple(map(_from_dlpack, native.take_v1(device, num_rows)))
+        prefix, tokens, source, token_place = shown = native.take_v1(device, num_rows)
         if not gpu.is_capturing():  # a graph fills the arrays anew at every replay, and the host would not know
             engine._shown.add(native, shown)
         end = place.finish(DISPATCH, event, (payload.x, payload.scales, topk_idx, topk_weights, token_in_rank, pairs),
@@ -124,11 +117,11 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
 class _Send:
     """One fresh dispatch: route and dispatch as one where the number of rows need not be known."""
 
-    def __init__(self, engine: Any, payload: Payload, choices: Tuple[Optional[Tensor], Optional[Tensor]],
-                 choice_views: Tuple[Any, Any], num_sms: int, stream: int, in_window: bool) -> None:
+    def __init__(self, engine: Any, payload: Payload, choices: Tuple[Optional[Tensor], Optional[Tensor]], num_sms: int, place: Place,
+                 in_window: bool) -> None:
         self.engine, self.payload, self.choices = engine, payload, choices
-        self.given = (payload.x_view, payload.scales_view, *choice_views, ())
-        self.num_sms, self.stream, self.in_window = num_sms, stream, in_window
+        self.given = (payload.x_view, payload.scales, *choices, ())
+        self.num_sms, self.place, self.in_window = num_sms, place, in_window
         self.outputs: Tuple[Any, Any, Any, Any] = (None, None, None, None)  # x, scales, ids, weights
 
     def into(self, num_rows: int, route: Tuple[Any, ...]) -> Tuple[Any, Any, int]:
@@ -136,37 +129,49 @@ class _Send:
         out, out_view, out_scales = self.payload.outputs(self.engine, num_rows, self.in_window)
         ids, weights = self._choices(num_rows)
         self.outputs = (out, out_scales, ids, weights)
-        native, event, _ = self.engine._native.dispatch_fresh(*route, *self.given, out_view, out_scales, ids, weights, (), True,
-                                                              self.stream, 0.0, self.num_sms, [])
+        native, event, _ = self._fresh(route, lambda: (out_view, out_scales, ids, weights, ()), True)
         return native, event, num_rows
 
     def exactly(self, route: Tuple[Any, ...]) -> Tuple[Any, Any, int]:
-        """As many rows as come. Where the window has free room for a guess, they move before the host knows."""
-        native = self.engine._native
-        guess = native.rows_ahead(self.payload.x.shape[0])
-        ahead = self.payload.outputs_ahead(self.engine, guess) if self.in_window else None
-        if ahead is None:
-            handle = native.route(*route, self.stream, 0.0, [], False)
-        else:
-            out, out_view, out_scales = ahead
-            ids, weights = self._choices(guess)
-            handle, event, dispatched = native.dispatch_fresh(
-                *route, *self.given, out_view, None if out_scales is None else out_scales[0], ids, weights, (), False,
-                self.stream, 0.0, self.num_sms, [])
-            if dispatched:
-                num_rows = handle.num_rows()
-                cut = self.engine._gpu.cut
-                self.outputs = (cut(out, num_rows), None if out_scales is None else cut(out_scales, num_rows),
-                                None if ids is None else ids[:num_rows], None if weights is None else weights[:num_rows])
-                return handle, event, num_rows
-            del ahead, out, out_scales, ids, weights  # before as much is taken again
+        """As many rows as come. Where the window has free room for a guess, they move before the host knows. Their memory is found
+        while the counts are on their way: that takes about as long."""
+        native, payload, gpu = self.engine._native, self.payload, self.engine._gpu
+        ahead: List[Any] = []  # rows and scales as Gpu.cut takes them, ids, weights
+
+        def make() -> Optional[Tuple[Any, ...]]:
+            guess = native.rows_ahead(payload.x.shape[0])
+            rows = payload.outputs_ahead(self.engine, guess)
+            if rows is None:
+                return None
+            ahead.extend((*rows, *self._choices(guess)))
+            out, out_scales, ids, weights = ahead
+            return payload.seen(out[0]), None if out_scales is None else out_scales[0], ids, weights, ()
+
+        handle, event, dispatched = self._fresh(route, make, False)
         num_rows = handle.num_rows()
+        if dispatched:
+            out, out_scales, ids, weights = ahead
+            out, out_scales = gpu.cut(out, num_rows), None if out_scales is None else gpu.cut(out_scales, num_rows)
+            if not self.in_window:  # whose rows have been a stop on the way
+                out, out_scales = out.clone(), None if out_scales is None else out_scales.clone()
+                event = self.place.mark()
+            self.outputs = (out, out_scales,
+                            None if ids is None else ids.resize_(num_rows, ids.shape[1]),
+                            None if weights is None else weights.resize_(num_rows, weights.shape[1]))
+            return handle, event, num_rows
+        ahead.clear()  # before as much is taken again
         out, out_view, out_scales = self.payload.outputs(self.engine, num_rows, self.in_window)
         ids, weights = self._choices(num_rows)
         self.outputs = (out, out_scales, ids, weights)
-        event = native.dispatch(handle, *self.given, out_view, out_scales, ids, weights, (), self.stream, 0.0, self.num_sms, [],
-                                False)
+        event = native.dispatch(handle, *self.given, out_view, out_scales, ids, weights, (), self.place.number, 0.0, self.num_sms,
+                                [], False)
         return handle, event, num_rows
+
+    def _fresh(self, route: Tuple[Any, ...], make: Callable[[], Optional[Tuple[Any, ...]]], drop_surplus: bool
+               ) -> Tuple[Any, Any, bool]:
+        """Handle, event, and whether rows move to where ``make`` says."""
+        return self.engine._native.dispatch_fresh(*route, *self.given, make, drop_surplus, self.place.number, 0.0, self.num_sms,
+                                                  [])
 
     def _choices(self, num_rows: int) -> Tuple[Optional[Tensor], Optional[Tensor]]:
         """Room for received ids and weights."""
@@ -180,8 +185,9 @@ class _Send:
 def combine(engine: Any, place: Place, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int
             ) -> Tuple[Tensor, Optional[Tensor], EventOverlap]:
     device, gpu = engine.device, engine._gpu
-    x_view = view("combine", "x", x, device)
-    weights_view = optional_view("combine", "topk_weights", topk_weights, device)
+    must_be_tensor("combine", "x", x, device)
+    if topk_weights is not None:
+        must_be_tensor("combine", "topk_weights", topk_weights, device)
     bias_0, bias_1 = unpack_bias(bias)
     with place:
         native, num_rows, _ = handle_of(COMBINE, engine, handle, place.number)
@@ -192,8 +198,7 @@ def combine(engine: Any, place: Place, x: Tensor, handle: Any, topk_weights: Opt
         out_weights = None
         if topk_weights is not None:
             out_weights = gpu.new((num_tokens, *topk_weights.shape[1:]), topk_weights.dtype)
-        event = engine._native.combine(
-            native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0, device),
-            optional_view("combine", "bias[1]", bias_1, device), out, out_weights, place.number, 0.0, num_sms, [], False)
+        event = engine._native.combine(native, x, topk_weights, bias_0, bias_1, out, out_weights, place.number, 0.0, num_sms, [],
+                                       False)
         end = place.finish(COMBINE, event, (x, topk_weights, bias_0, bias_1, *handle), (out, out_weights))
     return out, out_weights, end

@@ -6,7 +6,7 @@ from typing import Any, List, Optional, Tuple
 
 import torch
 from anyep import Event, _native
-from anyep.arrays import optional_view, torch_library, view
+from anyep.arrays import torch_library, view
 
 from .calls import Method
 from .config import Config
@@ -74,10 +74,17 @@ def _bytes_of(x: Tensor) -> Any:
     return _View(x.data_ptr(), _UINT8, (x.shape[0], x.shape[1] * size), (x.stride(0) * size, 1))
 
 
-class Payload:
-    """x and its scales: views of them, and outputs of the same kind."""
+def must_be_tensor(op: str, name: str, array: Any, device: int = -1) -> None:
+    """Before Python itself looks at it. What else may be wrong with a tensor the extension says."""
+    if not isinstance(array, Tensor):
+        view(op, name, array, device)
+        raise TypeError(f"{name} must be a tensor, got {type(array).__name__}")
 
-    __slots__ = ("x", "scales", "x_view", "scales_view", "as_bytes", "device")
+
+class Payload:
+    """x and its scales, x as the engine sees it, and outputs of the same kind."""
+
+    __slots__ = ("x", "scales", "x_view", "as_bytes")
 
     def __init__(self, x: Any, device: int = -1) -> None:
         scales = None
@@ -87,17 +94,16 @@ class Payload:
             x, scales = x
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor or (data, scales), got {type(x).__name__}")
+        if scales is not None:
+            must_be_tensor("dispatch", "scales", scales, device)
         self.x = x
         self.scales = scales
-        self.device = device
-        self.scales_view = optional_view("dispatch", "scales", scales, device)
         # V1 moves rows without looking at them: of FP8 rows without scales the engine would miss those.
         self.as_bytes = x.dtype not in _ELEMENTS or (scales is None and x.dtype == torch.float8_e4m3fn)
-        elsewhere = self.as_bytes and (x.get_device() != device or (device < 0 and not x.is_cpu))
-        if self.as_bytes and not elsewhere and x.layout is torch.strided and 0 < x.dim() <= 4:
-            self.x_view = _bytes_of(x)
-        else:
-            self.x_view = view("dispatch", "x", x, device)  # says what is wrong
+        elsewhere = x.get_device() != device or (device < 0 and not x.is_cpu)
+        if elsewhere or x.layout is not torch.strided or not 0 < x.dim() <= 4:
+            view("dispatch", "x", x, device)  # says what is wrong
+        self.x_view = _bytes_of(x) if self.as_bytes else x
 
     def outputs(self, engine: Any, num_rows: int, in_window: bool) -> Tuple[Tensor, Any, Optional[Tensor]]:
         """Rows in the window where there is room, as the engine makes them; what it does not know as elements, elsewhere. The
@@ -120,16 +126,17 @@ class Payload:
             out = _TORCH.new((num_rows, hidden), x.dtype)
         if scales is not None and out_scales is None:
             out_scales = _TORCH.new((num_rows, *scales.shape[1:]), scales.dtype)
-        return out, _bytes_of(out) if self.as_bytes else out, out_scales
+        return out, self.seen(out), out_scales
 
-    def outputs_ahead(self, engine: Any, num_rows: int) -> Optional[Tuple[List[Tensor], Any, Optional[List[Tensor]]]]:
-        """On GPUs: rows, their view and scales for a guess of the number of rows, in free room of the window; the tensors as
-        ``Gpu.cut`` takes them, in lists that alone hold them. None: there is no such room."""
+    def outputs_ahead(self, engine: Any, num_rows: int) -> Optional[Tuple[List[Tensor], Optional[List[Tensor]]]]:
+        """On GPUs: rows and scales for a guess of the number of rows, in free room of the window, as ``Gpu.cut`` takes them: in
+        lists that alone hold them. None: there is no such room."""
         made = engine._gpu.rows_ahead(*self._parts(num_rows))
-        if None in made:
-            return None
-        out, out_scales = made[0], None if self.scales is None else made[1]
-        return out, _bytes_of(out[0]) if self.as_bytes else view("dispatch", "recv_x", out[0], self.device), out_scales
+        return None if None in made else (made[0], None if self.scales is None else made[1])
+
+    def seen(self, out: Tensor) -> Any:
+        """Such rows as the engine sees them."""
+        return _bytes_of(out) if self.as_bytes else out
 
     def _parts(self, num_rows: int) -> Tuple[Tuple[Tuple[int, ...], Any], ...]:
         """Shapes and element types of outputs."""
@@ -168,7 +175,7 @@ class Send:
         native, num_rows = handle_of(DISPATCH, engine, handle)
         payload = Payload(x)
         out, out_view, out_scales = payload.outputs(engine, num_rows, self.in_window)
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, None, None, (), out_view, out_scales, None,
+        event = engine._native.dispatch(native, payload.x_view, payload.scales, None, None, (), out_view, out_scales, None,
                                         None, (), 0, 0.0, self.num_sms, self.after, not self.async_finish)
         if self.async_finish:
             engine._hold(event, (x, out, out_scales, native))
@@ -180,19 +187,19 @@ class Send:
         engine = self.engine
         token_in_rank, pairs = check_layout(engine, layout, topk_idx, topk_weights, alignment, num_worst_tokens, self.checked)
         payload = Payload(x)
-        ids_view = optional_view("dispatch", "topk_idx", topk_idx)
-        weights_view = optional_view("dispatch", "topk_weights", topk_weights)
+        if topk_idx is not None:
+            must_be_tensor("dispatch", "topk_idx", topk_idx)
+            must_be_tensor("dispatch", "topk_weights", topk_weights)
         top_k = 1 if topk_idx is None else topk_idx.shape[-1]
         # The host waits for the counts also with num_worst_tokens: the handle's tensors hold them, and have no event.
-        native = engine._native.route(pairs.shape[0], top_k, ids_view, view("dispatch", "is_token_in_rank", token_in_rank),
-                                      view("dispatch", "num_tokens_per_expert", pairs), 0, 0.0, self.after, True)
+        native = engine._native.route(pairs.shape[0], top_k, topk_idx, token_in_rank, pairs, 0, 0.0, self.after, True)
         num_rows = num_worst_tokens or native.num_rows()
         out, out_view, out_scales = payload.outputs(engine, num_rows, self.in_window)
         out_ids = out_weights = None
         if topk_idx is not None and topk_weights is not None:
             out_ids = _TORCH.new((num_rows, top_k), topk_idx.dtype)
             out_weights = _TORCH.new((num_rows, top_k), topk_weights.dtype)
-        event = engine._native.dispatch(native, payload.x_view, payload.scales_view, ids_view, weights_view, (), out_view,
+        event = engine._native.dispatch(native, payload.x_view, payload.scales, topk_idx, topk_weights, (), out_view,
                                         out_scales, out_ids, out_weights, (), 0, 0.0, self.num_sms, [], not self.async_finish)
         if self.async_finish:
             engine._hold(event, (x, topk_idx, topk_weights, out, out_scales, out_ids, out_weights, native))
@@ -238,18 +245,18 @@ def check_layout(engine: Any, layout: Tuple[Any, Any, Any], topk_idx: Any, topk_
 def combine(engine: Any, x: Tensor, handle: Any, topk_weights: Optional[Tensor], bias: Any, num_sms: int, after: List[Event],
             async_finish: bool) -> Tuple[Tensor, Optional[Tensor], EventOverlap]:
     native, num_rows = handle_of(COMBINE, engine, handle)
-    x_view = view("combine", "x", x)
+    must_be_tensor("combine", "x", x)
     if x.shape[0] != num_rows:
         raise COMBINE.refuse("x.shape[0]", x.shape[0], f"{num_rows}, the rows of the handle")
-    weights_view = optional_view("combine", "topk_weights", topk_weights)
+    if topk_weights is not None:
+        must_be_tensor("combine", "topk_weights", topk_weights)
     bias_0, bias_1 = unpack_bias(bias)
     num_tokens = native.num_tokens()
     out = _TORCH.new((num_tokens, *x.shape[1:]), x.dtype)
     out_weights = None
     if topk_weights is not None:
         out_weights = _TORCH.new((num_tokens, *topk_weights.shape[1:]), topk_weights.dtype)
-    event = engine._native.combine(native, x_view, weights_view, optional_view("combine", "bias[0]", bias_0),
-                                   optional_view("combine", "bias[1]", bias_1), out, out_weights, 0, 0.0, num_sms, after,
+    event = engine._native.combine(native, x, topk_weights, bias_0, bias_1, out, out_weights, 0, 0.0, num_sms, after,
                                    not async_finish)
     if async_finish:
         engine._hold(event, (x, topk_weights, bias_0, bias_1, out, out_weights, native))

@@ -48,6 +48,14 @@ class Place:
         if self._context is not None:
             self._context.__exit__(kind, error, traceback)
 
+    def mark(self) -> Optional[torch.cuda.Event]:
+        """The end of what torch has put there so far, where ``finish`` has to know it."""
+        if self._context is None:
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
     def finish(self, method: Method, event: Any, inputs: Tuple[Any, ...], outputs: Tuple[Any, ...]) -> EventOverlap:
         """``event``: of the operation, an anyep.Event or a torch.cuda.Event."""
         if self._context is None:

@@ -28,7 +28,7 @@ void Backend::layout_into(const Shape&, const Routing&, const LayoutArrays&, Str
   needs_device("layout");
 }
 
-void Backend::route_and_dispatch(const Call&, const RouteCall&, const Call& call, const DispatchCall&) {
+void Backend::route_and_dispatch(const Call&, const RouteCall&, const Call& call, const DispatchLater&) {
   needs_device(call.op);
 }
 

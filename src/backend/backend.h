@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -87,9 +88,14 @@ class Backend {
 
   virtual void route(const Call&, const RouteCall&) = 0;
   virtual void dispatch(const Call&, const DispatchCall&) = 0;
+  /// What route_and_dispatch() asks for when the route is on its stream: null = no dispatch.
+  struct DispatchLater {
+    bool whole_or_nothing = false;
+    std::function<const DispatchCall*()> make;
+  };
   /// Both on the stream, one right behind the other; one record() serves both. An error with `route.handle->routed` not set
   /// is the route's; else the route is on its stream, recorded, and the error is the dispatch's.
-  virtual void route_and_dispatch(const Call& route_call, const RouteCall& route, const Call&, const DispatchCall&);
+  virtual void route_and_dispatch(const Call& route_call, const RouteCall& route, const Call&, const DispatchLater&);
   /// The counts have told how a dispatch of whole_or_nothing ends: its rows go to `out`, or nowhere.
   virtual void settle(const DispatchCall&) {}
   virtual void combine(const Call&, const CombineCall&) = 0;

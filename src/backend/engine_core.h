@@ -247,6 +247,8 @@ class Engine::Core {
   /// Waits for the counts behind a dispatch of whole_or_nothing. Where nothing has moved, the call's number is free for the
   /// dispatch that does its work.
   void settle(const Call& call, const backend::DispatchCall& dispatch, Fresh& fresh);
+  Rows rows_of(const std::function<Rows()>& make);
+  Rows rows_or_refusal(const std::function<Rows()>& make, StreamRef stream, const Options& options);
 
   /// Once `closing` is set: waits until no other thread is inside a call and no op is queued or running. False at the
   /// limit.
@@ -266,6 +268,8 @@ class Engine::Core {
   backend::Limits limits;
   const pid_t owner = ::getpid();
   std::atomic<bool> busy = false;
+  std::atomic<std::thread::id>
+      making_rows;                    ///< the thread that is inside a call and makes rows for it; none: a default id
   std::atomic<bool> closing = false;  ///< close() has begun
   std::atomic<bool> closed = false;
   std::atomic<bool> first_done = false;

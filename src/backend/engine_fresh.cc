@@ -10,6 +10,9 @@
 #include <anyep/engine.h>
 
 #include <algorithm>
+#include <functional>
+#include <optional>
+#include <thread>
 #include <utility>
 
 #include "backend/engine_core.h"
@@ -76,7 +79,8 @@ std::int64_t Engine::rows_ahead(std::int64_t num_tokens) const {
 }
 
 OwnedRows Engine::make_rows_ahead(std::int64_t num_rows, const Shape& shape, StreamRef stream) {
-  Core::Entry entry(*core_, "make_rows");
+  std::optional<Core::Entry> entry;
+  if (core_->making_rows != std::this_thread::get_id()) entry.emplace(*core_, "make_rows");
   const bool countable = num_rows > 0 && num_rows <= INT32_MAX && shape.hidden > 0 && shape.hidden <= INT32_MAX;
   return OwnedRows(countable ? core_->backend->make_rows_if_free(num_rows, shape, stream) : nullptr);
 }
@@ -84,25 +88,21 @@ OwnedRows Engine::make_rows_ahead(std::int64_t num_rows, const Shape& shape, Str
 Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const Rows& x, StreamRef stream,
                              const Options& options) {
   const Shape made = shape_like(x, shape);
-  Fresh fresh;
-  fresh.dispatched = false;
-  if (core_->limits.on_device && x.x.shape.dims == 2) {
-    fresh.rows = make_rows_ahead(rows_ahead(x.x.shape[0]), made, stream);
+  OwnedRows ahead;
+  const auto make_ahead = [&] {
+    if (!core_->limits.on_device || x.x.shape.dims != 2) return Rows();
+    ahead = make_rows_ahead(rows_ahead(x.x.shape[0]), made, stream);
+    return ahead.num_rows() > 0 ? outputs_for(x, ahead.view()) : Rows();
+  };
+  Fresh fresh = dispatch_fresh(shape, routing, x, make_ahead, Surplus::kMovesLater, stream, options);
+  const std::int64_t num_rows = fresh.handle.num_rows();
+  if (fresh.dispatched) {
+    ahead.keep_front(num_rows);
+    fresh.rows = std::move(ahead);
+    return fresh;
   }
-  if (fresh.rows.num_rows() > 0) {
-    const Rows out = outputs_for(x, fresh.rows.view());
-    Fresh done = dispatch_fresh(shape, routing, x, out, Surplus::kMovesLater, stream, options);
-    if (done.dispatched) {
-      fresh.rows.keep_front(done.handle.num_rows());
-      done.rows = std::move(fresh.rows);
-      return done;
-    }
-    fresh.handle = std::move(done.handle);
-    fresh.waited_ns = done.waited_ns;
-  } else {
-    fresh.handle = route(shape, routing, stream, options);
-  }
-  fresh.rows = make_rows(fresh.handle.num_rows(), made, stream);
+  ahead = OwnedRows();  // before as much is taken again
+  fresh.rows = make_rows(num_rows, made, stream);
   fresh.event = dispatch(x, fresh.handle, outputs_for(x, fresh.rows.view()), stream, without_after(options));
   fresh.dispatched = true;
   return fresh;
@@ -110,15 +110,48 @@ Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const R
 
 Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const Rows& x, const Rows& out,
                              Surplus surplus, StreamRef stream, const Options& options) {
+  return dispatch_fresh(
+      shape, routing, x, [&] { return out; }, surplus, stream, options);
+}
+
+/// On CPU ranks, between the calls: an Error is the dispatch's.
+Rows Engine::Core::rows_or_refusal(const std::function<Rows()>& make, StreamRef stream, const Options& options) {
+  try {
+    return make();
+  } catch (const Error& error) {
+    Entry entry(*this, "dispatch");
+    throw refused(next_call(Op::kDispatch, stream, options), error);
+  }
+}
+
+Rows Engine::Core::rows_of(const std::function<Rows()>& make) {
+  making_rows = std::this_thread::get_id();
+  try {
+    Rows rows = make();
+    making_rows = std::thread::id();
+    return rows;
+  } catch (...) {
+    making_rows = std::thread::id();
+    throw;
+  }
+}
+
+Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const Rows& x,
+                             const std::function<Rows()>& out, Surplus surplus, StreamRef stream,
+                             const Options& options) {
+  Fresh fresh;
   if (!core_->limits.on_device) {
-    Handle handle = route(shape, routing, stream, options);
-    Fresh fresh;
-    if (surplus == Surplus::kMovesLater) {
-      fresh = dispatch_ahead(x, handle, out, stream, without_after(options));
+    fresh.handle = route(shape, routing, stream, options);
+    const Rows made = core_->rows_or_refusal(out, stream, options);
+    if (!made.x.given()) {
+      fresh.dispatched = false;
+    } else if (surplus == Surplus::kMovesLater) {
+      const Fresh sent = dispatch_ahead(x, fresh.handle, made, stream, without_after(options));
+      fresh.event = sent.event;
+      fresh.dispatched = sent.dispatched;
     } else {
-      fresh.event = dispatch(x, handle, out, stream, without_after(options));
+      fresh.event = dispatch(x, fresh.handle, made, stream, without_after(options));
     }
-    fresh.handle = std::move(handle);
     return fresh;
   }
   Core::Entry entry(*core_, "dispatch");
@@ -126,25 +159,32 @@ Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const R
   const backend::RouteCall route = core_->checked_route(route_call, shape, routing, options);
   Call call = core_->next_call(Op::kDispatch, stream, options);
   backend::DispatchCall dispatch;
-  try {
-    dispatch = core_->checked_dispatch(call, x, route.handle, out);
-  } catch (const Error& error) {  // as of two calls: the peers get this rank's counts
-    (void)core_->submit_route(route_call, route, options);
-    throw core_->refused(call, error);
-  }
-  dispatch.whole_or_nothing = surplus == Surplus::kMovesLater;
+  backend::Backend::DispatchLater later{surplus == Surplus::kMovesLater, {}};
+  later.make = [&]() -> const backend::DispatchCall* {
+    const Rows made = core_->rows_of(out);
+    if (!made.x.given()) {
+      fresh.dispatched = false;
+      return nullptr;
+    }
+    dispatch = core_->checked_dispatch(call, x, route.handle, made);
+    dispatch.whole_or_nothing = later.whole_or_nothing;
+    return &dispatch;
+  };
   try {
     core_->hold_back_stream(options.after, route_call);
-    core_->launch([&] { core_->backend->route_and_dispatch(route_call, route, call, dispatch); });
+    core_->launch([&] { core_->backend->route_and_dispatch(route_call, route, call, later); });
   } catch (const Error& error) {
     if (!spares_the_engine(error.code)) throw;
     if (route.handle->routed != nullptr) throw core_->refused(call, error);
     core_->number = route_call.number;
     throw core_->refused(route_call, error);
   }
-  Fresh fresh;
-  fresh.event = Event(core_->backend->record(call));
   fresh.handle = Handle(route.handle);
+  fresh.event = Event(core_->backend->record(fresh.dispatched ? call : route_call));
+  if (!fresh.dispatched) {
+    core_->number = route_call.number;
+    return fresh;
+  }
   if (dispatch.whole_or_nothing) core_->settle(call, dispatch, fresh);
   if (options.wait && fresh.dispatched) fresh.event.wait();
   return fresh;

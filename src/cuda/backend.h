@@ -26,7 +26,7 @@ class CudaBackend final : public backend::Backend {
   void route(const backend::Call&, const backend::RouteCall&) override;
   void dispatch(const backend::Call&, const backend::DispatchCall&) override;
   void route_and_dispatch(const backend::Call&, const backend::RouteCall&, const backend::Call&,
-                          const backend::DispatchCall&) override;
+                          const DispatchLater&) override;
   void settle(const backend::DispatchCall&) override;
   void combine(const backend::Call&, const backend::CombineCall&) override;
   void low_latency_dispatch_send(backend::LowLatencyCall&) override;
@@ -72,7 +72,8 @@ class CudaBackend final : public backend::Backend {
   const std::int32_t* find_rows(const backend::LowLatencyCall& op, int num_sms, cudaStream_t stream);
 
   std::shared_ptr<Rank> rank_;
-  std::function<void()> verify_;  ///< of the op being put on its stream
+  std::function<void()> verify_;              ///< of the op being put on its stream
+  std::uint64_t notifies_with_dispatch_ = 0;  ///< launched with dispatch_behind
 };
 
 /// Collective. @throws Error kUnsupported without a driver or a GPU of that number

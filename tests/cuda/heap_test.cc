@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <random>
+#include <vector>
 
 namespace anyep::cuda {
 namespace {
@@ -119,6 +121,45 @@ TEST(CudaHeap, AsksOnceForBlocksOfOneOp) {
   op->over = true;
   heap.release(*other, nullptr);
   EXPECT_TRUE(heap.allocate(16 * kMiB));  // all five are free
+}
+
+// A question to the driver costs the host about a microsecond: none as long as there is room and little waits.
+TEST(CudaHeap, AsksOnlyWhenMuchWaitsOrNothingFits) {
+  Heap heap(0, 16 * kMiB);
+  const auto op = std::make_shared<Work>();
+  op->over = true;
+  heap.release(*heap.allocate(kMiB), op);
+  heap.release(*heap.allocate(kMiB), op);
+  EXPECT_TRUE(heap.allocate(kMiB));
+  EXPECT_EQ(op->asked, 0);  // an eighth waits
+  heap.release(*heap.allocate(kMiB), op);
+  const auto late = std::make_shared<Work>();
+  EXPECT_TRUE(heap.allocate(12 * kMiB));  // more than an eighth waits, and what was over is free
+  EXPECT_EQ(heap.statistics().waiting, 0u);
+  heap.release(*heap.allocate(kMiB), late);
+  EXPECT_TRUE(heap.allocate(kMiB));
+  EXPECT_TRUE(heap.allocate(kMiB));
+  EXPECT_EQ(late->asked, 0);
+  late->over = true;
+  EXPECT_TRUE(heap.allocate(kMiB));  // nothing else fits
+  EXPECT_EQ(late->asked, 1);
+}
+
+// Much that waits is looked at in parts, so that no call pays for all of it.
+TEST(CudaHeap, LooksAtFewBlocksAtATime) {
+  Heap heap(0, 64 * kMiB);
+  std::vector<std::shared_ptr<Work>> ops;
+  for (int block = 0; block < 40; ++block) {
+    ops.push_back(std::make_shared<Work>());
+    ops.back()->over = true;
+  }
+  std::vector<std::uint64_t> blocks;
+  for (int block = 0; block < 40; ++block) blocks.push_back(*heap.allocate(kMiB));
+  for (std::size_t block = 0; block < 40; ++block) heap.release(blocks[block], ops[block]);
+  EXPECT_TRUE(heap.allocate(kMiB));
+  const auto asked = std::count_if(ops.begin(), ops.end(), [](const auto& op) { return op->asked > 0; });
+  EXPECT_EQ(asked, static_cast<std::ptrdiff_t>(Heap::kFewLooks));
+  EXPECT_TRUE(heap.allocate(60 * kMiB));  // nothing else fits: all are looked at
 }
 
 TEST(CudaHeap, WhatLiesBehindTheKeptFrontIsFreeAtOnce) {

@@ -212,6 +212,7 @@ class Bench {
     p.partial = b.partial;
     p.page = &page;
     p.dispatch_behind = dispatch_behind;
+    if (dispatch_behind) ++rank(r).notifies_with_dispatch;
     cuda::launch_notify(p, rank(r).stream);
   }
 
@@ -241,7 +242,7 @@ class Bench {
     }
     p.num_experts = kExperts;
     p.rows_until = b.rows_until;
-    p.behind_notify = behind;
+    if (behind) p.behind_notify = rank(r).notifies_with_dispatch;
     cuda::launch_dispatch(p, num_sms, rank(r).stream);
   }
 

@@ -200,6 +200,7 @@ class Run {
     notify.partial = b.partial;
     notify.page = &page;
     notify.dispatch_behind = c_.room == 1 && c_.num_ranks <= 2 && c_.seed % 2 == 0;
+    if (notify.dispatch_behind) ++world_.ranks[static_cast<std::size_t>(r)].notifies_with_dispatch;
     cuda::launch_notify(notify, stream);
     if (c_.room == 0 && !wait_for_page(rank(r), page)) return false;
 
@@ -235,7 +236,9 @@ class Run {
     dispatch.final_place = out.final_place;
     dispatch.mark_rest_until = c_.room == 1 ? out.room : 0;
     dispatch.rows_until = b.rows_until;
-    dispatch.behind_notify = notify.dispatch_behind;
+    if (notify.dispatch_behind) {
+      dispatch.behind_notify = world_.ranks[static_cast<std::size_t>(r)].notifies_with_dispatch;
+    }
     const std::int64_t rows = expected(r).rows();
     const std::uint64_t way = (c_.seed + static_cast<std::uint64_t>(r)) % 3;  // another at each rank
     if (way == 0 && rows > 0) {  // a launch that lacks room for one row is as if it had not been made
@@ -244,7 +247,7 @@ class Run {
       guess.grant.room = static_cast<std::uint64_t>(rows - 1);
       guess.mark_rest_until = 0;
       cuda::launch_dispatch(guess, c_.num_sms, stream);
-      dispatch.behind_notify = false;
+      dispatch.behind_notify = 0;
     }
     dispatch.whole_or_nothing = way == 1 && c_.room != 2;
     cuda::launch_dispatch(dispatch, c_.num_sms, stream);

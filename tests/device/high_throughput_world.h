@@ -53,6 +53,7 @@ struct Rank {
   std::byte* window = nullptr;
   std::byte* memory = nullptr;
   cuda::State* state = nullptr;
+  std::uint64_t notifies_with_dispatch = 0;  ///< launched with dispatch_behind
   std::byte* pinned = nullptr;
   std::uint64_t* abort = nullptr;
   protocol::FaultRecord* record = nullptr;

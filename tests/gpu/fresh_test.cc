@@ -117,6 +117,34 @@ TEST_P(GpuFresh, TooLittleRoomMovesNothing) {
   });
 }
 
+// Rows are asked for in mid-call, when the counts are on their way: they come or do not. The dispatches that follow find their own
+// places, not those of a route that none was behind.
+TEST_P(GpuFresh, RowsAreMadeWhileTheCountsAreOnTheirWay) {
+  with_ranks([](GpuRank& me, int rank) {
+    for (int call = 0; call < 12; ++call) {
+      if ((call + rank) % 2 != 0) {  // the peers see no difference
+        Fresh fresh = me.dispatch_into([] { return Rows(); });
+        EXPECT_FALSE(fresh.dispatched);
+        me.launch_with(std::move(fresh.handle));
+        EXPECT_EQ(me.finish(), "");
+      } else {
+        OwnedRows rows;
+        Fresh fresh = me.dispatch_into([&] {
+          rows = me.engine().make_rows_ahead(me.engine().rows_ahead(GpuRank::kTokens), rows_shape());
+          Rows out;
+          out.x = rows.view().x;
+          return out;
+        });
+        EXPECT_TRUE(fresh.dispatched);
+        EXPECT_EQ(me.exchange_back(std::move(fresh.handle), rows.view().x), "") << "call " << call;
+      }
+      me.launch_fresh();
+      EXPECT_EQ(me.finish(), "");
+    }
+    me.engine().close();
+  });
+}
+
 TEST_P(GpuFresh, ACaptureCannotWaitForNumbers) {
   with_ranks([](GpuRank& me, int) {
     me.take_worst_case_rows();
@@ -160,6 +188,26 @@ TEST_P(GpuFreshOfPeers, ARefusedRouteIsNamedAtOnce) {
       EXPECT_LT(std::chrono::steady_clock::now() - begin, kLimit / 2);
       EXPECT_TRUE(me.computes());
     }
+  });
+}
+
+// Who makes the rows may fail: the call does, and the peers hear why.
+TEST_P(GpuFreshOfPeers, AnErrorOfWhoMakesRowsIsNamedToo) {
+  with_ranks([](GpuRank& me, int rank) {
+    try {
+      if (rank == 0) {
+        (void)me.dispatch_into([]() -> Rows { throw Error(ErrorCode::kCapacity, "no rows, says the test"); });
+      } else {
+        me.launch_fresh();
+        (void)me.finish();
+      }
+      ADD_FAILURE() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, rank == 0 ? ErrorCode::kCapacity : ErrorCode::kAborted);
+      EXPECT_THAT(error.what(), testing::HasSubstr("no rows, says the test"));
+    }
+    EXPECT_TRUE(me.computes());
+    std::this_thread::sleep_for(kLimit / 4);  // alive: its end would tell them too
   });
 }
 

@@ -16,7 +16,7 @@ import torch
 import anyep
 from anyep import Rows, _gpu, _native
 from anyep._ahead import dispatch_ahead
-from anyep.arrays import view
+from anyep.arrays import torch_library, view
 from deep_ep import EventHandle, EventOverlap
 from deep_ep import gpu as deep_ep_gpu
 from deep_ep import high_throughput, streams
@@ -186,23 +186,23 @@ def test_little_is_not_worth_a_cut():
         assert pool.cut(held, num_rows, None).shape == (num_rows, MIB)
 
 
-class _Tensor(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device", ctypes.c_int32), ("ndim", ctypes.c_int32),
-                ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-                ("byte_offset", ctypes.c_uint64)]
-
-
-def tensor_of(capsule):
-    """What another library would make of a capsule, as a copy."""
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    shown = ctypes.cast(pointer(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents
-    assert (shown.device_type, shown.code, shown.bits, shown.lanes, shown.byte_offset) == (2, 0, 32, 1, 0)
-    shape, strides = ([array[dim] for dim in range(shown.ndim)] for array in (shown.shape, shown.strides))
-    words = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides)) if 0 not in shape else 0
-    memory = (ctypes.c_int32 * words).from_address(shown.data) if words else []
-    return torch.tensor(list(memory), dtype=torch.int32).as_strided(shape, strides)
+@pytest.mark.parametrize("by_functions", [True, False], ids=["functions for C callers", "capsules"])
+def test_tensors_keep_what_they_show(by_functions):
+    torch_library()
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if by_functions and exchange is None:
+        pytest.skip("this torch has none")
+    _native.use_torch(torch.Tensor, exchange if by_functions else None, torch._C._from_dlpack)
+    try:
+        with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
+            memory = engine._native.memory(False, 4096, 24)
+            shown = _native.tensor_of(_native.View(memory.address, _native.DTYPES["int32"][0], (2, 2), (1, 0)), -1, memory)
+            address = memory.address
+            del memory
+        torch.frombuffer((ctypes.c_int32 * 2).from_address(address), dtype=torch.int32)[:] = torch.tensor([3, 5], dtype=torch.int32)
+        assert shown.dtype == torch.int32 and shown.stride() == (1, 0) and shown.tolist() == [[3, 3], [5, 5]]
+    finally:
+        _native.use_torch(torch.Tensor, exchange, torch._C._from_dlpack)
 
 
 # ---- deep_ep's calls for GPUs, on CPU ranks that play them
@@ -225,6 +225,8 @@ class Played:
     def dispatch_fresh(self, *arguments):
         handle, event, dispatched = self._native.dispatch_fresh(*arguments)
         handle.num_rows()  # likewise
+        if dispatched:
+            event.wait()  # what torch does next would come behind it on a stream
         return handle, event, dispatched
 
     def adopt(self, rows_until, place, source, tokens, stream):
@@ -240,8 +242,8 @@ def cut(held, num_rows):
     return rows
 
 
-def play(engine, guess=None):
-    """``guess``: rows that are made ahead; None: the window has no room for any."""
+def play(engine, guess=None, in_window=True):
+    """``guess``: rows that are made ahead; None: the window has no room for any. ``in_window``: may results lie there?"""
     engine._native = Played(engine._native)
     engine._native.rows_ahead = lambda num_tokens: guess
     empty = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: E731
@@ -250,18 +252,16 @@ def play(engine, guess=None):
     engine._gpu = types.SimpleNamespace(device=-1, stream=lambda: 0, is_capturing=lambda: False, new=empty, rows=rows,
                                         rows_ahead=ahead, cut=cut,
                                         torch_device=torch.device("cpu"), pool=types.SimpleNamespace(close=lambda: None))
-    return types.SimpleNamespace(gpu=engine._gpu, rows_in_window=lambda: True)
+    return types.SimpleNamespace(gpu=engine._gpu, rows_in_window=lambda: in_window)
 
 
-@pytest.mark.parametrize("worst, guess", [(0, None), (0, 20), (0, 1), (40, None)],
-                         ids=["no room ahead", "room ahead", "too little room", "worst"])
-def test_calls_for_gpus(monkeypatch, worst, guess):
-    monkeypatch.setattr(deep_ep_gpu, "_from_dlpack", tensor_of)
-
+@pytest.mark.parametrize("worst, guess, in_window", [(0, None, True), (0, 20, True), (0, 1, True), (40, None, True), (0, 20, False)],
+                         ids=["no room ahead", "room ahead", "too little room", "worst", "a stop on the way"])
+def test_calls_for_gpus(worst, guess, in_window):
     def body(engine):
         counts, pairs, there = engine.layout(torch.tensor(IDS), 8)
         # Ranks differ in what they do, and their peers cannot tell.
-        runtime = play(engine, None if engine.rank == 3 else guess)
+        runtime = play(engine, None if engine.rank == 3 else guess, in_window)
         ids, weights = torch.tensor(IDS), torch.ones(5, 2)
         x = tokens_of(engine.rank, torch.bfloat16)
 
@@ -276,6 +276,7 @@ def test_calls_for_gpus(monkeypatch, worst, guess):
         assert end.event is None and got.shape == (worst or count, 32) and (count_list == []) == bool(worst)
         for row, (source, token) in enumerate(expected):
             assert torch.equal(got[row], tokens_of(source, torch.bfloat16)[token])
+        assert got.untyped_storage().nbytes() == got.nbytes or (in_window and guess == 20)  # what was made ahead is larger
         assert bool((got_ids[count:] == -1).all()) and got_weights.shape == (worst or count, 2)
         prefix = [sum(source <= rank for source, _ in expected) for rank in range(4)]
         assert handle[0].shape == (4, 4) and handle[0][:, engine.rank].tolist() == prefix
@@ -296,6 +297,22 @@ def test_calls_for_gpus(monkeypatch, worst, guess):
                 deep_ep_gpu.cached_dispatch(runtime, engine, place(), x, broken, 1)
 
     on_ranks(4, body)
+
+
+def test_an_error_while_rows_are_made_is_the_calls():
+    def no_memory(shape, dtype):
+        raise RuntimeError("no memory")
+
+    with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:
+        given = engine.layout(torch.tensor(IDS), 8)
+        runtime = play(engine, 20)
+        arguments = torch.ones(5, 32), (given[0], given[2], given[1]), torch.tensor(IDS), torch.ones(5, 2), 1, 0, 1
+        good, engine._gpu.new = engine._gpu.new, no_memory
+        with pytest.raises(RuntimeError, match="no memory"):
+            deep_ep_gpu.routed_dispatch(runtime, engine, streams.Place(runtime, None, False, False), *arguments)
+        engine._gpu.new = good
+        got = deep_ep_gpu.routed_dispatch(runtime, engine, streams.Place(runtime, None, False, False), *arguments)[0]
+        assert got.shape == (int(given[2].sum()), 32) and bool((got == 1).all())
 
 
 @pytest.mark.parametrize("guess, moved", [(20, True), (1, False), (None, False)], ids=["room", "too little", "none"])

@@ -148,6 +148,10 @@ Fresh GpuRank::dispatch_into(const Rows& out, Surplus surplus) {
   return engine_->dispatch_fresh(shape(), routing(), input(), out, surplus, {stream_});
 }
 
+Fresh GpuRank::dispatch_into(const std::function<Rows()>& out) {
+  return engine_->dispatch_fresh(shape(), routing(), input(), out, Surplus::kMovesLater, {stream_});
+}
+
 Fresh GpuRank::dispatch_fresh() {
   return engine_->dispatch_fresh(shape(), routing(), input(), {stream_});
 }
@@ -161,11 +165,23 @@ void GpuRank::launch_fresh() {
 }
 
 void GpuRank::launch_combine() {
+  launch_combine_of(rows_.view().x);
+}
+
+void GpuRank::launch_combine_of(const TensorView& rows) {
   CombineInput in;
-  in.x = rows_.view().x;
+  in.x = rows;
   Rows out;
   out.x = TensorView::dense(out_, DType::kBF16, {kTokens, kHidden});
   done_ = engine_->combine(in, *handle_, out, {stream_});
+}
+
+std::string GpuRank::exchange_back(Handle handle, TensorView rows) {
+  handle_ = std::move(handle);
+  rows.shape[0] = handle_->num_rows();
+  must(cudaMemsetAsync(out_, 0xFF, host_x_.size() * 2, stream_), "cudaMemsetAsync");
+  launch_combine_of(rows);
+  return finish();
 }
 
 void GpuRank::launch() {

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -38,9 +39,12 @@ class GpuRank {
   }
   /// The same with route and dispatch as one.
   void launch_fresh();
-  /// That one alone; and into the caller's rows.
+  /// That one alone; and into the caller's rows, made before or in the call.
   Fresh dispatch_fresh();
   Fresh dispatch_into(const Rows& out, Surplus surplus);
+  Fresh dispatch_into(const std::function<Rows()>& out);
+  /// Combines what has been dispatched to the front of these rows, and compares.
+  std::string exchange_back(Handle handle, TensorView rows);
   /// Dispatch and combine with a handle whose rows have not moved.
   void launch_with(Handle handle);
   /// One part of it.
@@ -78,6 +82,7 @@ class GpuRank {
   Shape shape() const { return Shape{num_experts_, kTopK}; }
   Rows input() const;
   Shape pair_shape() const { return Shape{num_experts_, kTopK, kHidden, kPairTokens}; }
+  void launch_combine_of(const TensorView& rows);
   void take_slabs(std::int64_t num_ranks);
   /// The first rows of out_ against each token's row of x_, times what times() says.
   template <class Times>

@@ -1,5 +1,5 @@
-// GPUs: an engine's memory as tensors of other libraries (DLPack), and its window's heap as memory of torch's own allocator.
-// torch calls the two functions below for a torch.cuda.MemPool; what it keeps and hands out again is its own business.
+// GPUs: an engine's window's heap as memory of torch's own allocator. torch calls the two functions below for a
+// torch.cuda.MemPool; what it keeps and hands out again is its own business.
 #include <anyep/engine.h>
 #include <anyep/error.h>
 #include <nanobind/stl/string.h>
@@ -10,35 +10,10 @@
 #include <unordered_map>
 #include <utility>
 
-#include "dlpack.h"
 #include "native.h"
 
 namespace anyep::python {
 namespace {
-
-// ---- DLPack ----
-
-struct Managed {
-  DLManagedTensor managed{};
-  Extents shape, strides;
-  std::shared_ptr<const void> owner;
-};
-
-constexpr const char* kFresh = "dltensor";  // renamed by who takes the tensor over
-
-void set_type(DLTensor& tensor, DType dtype) {
-  constexpr std::uint8_t kInt = 0, kUInt = 1;
-  const bool is_signed = dtype == DType::kI8 || dtype == DType::kI16 || dtype == DType::kI32 || dtype == DType::kI64;
-  tensor.code = is_signed ? kInt : kUInt;  // other types travel as bits: the caller names them
-  tensor.bits = static_cast<std::uint8_t>(8 * size_of(dtype));
-  tensor.lanes = 1;
-}
-
-void free_unused(PyObject* capsule) {
-  if (!PyCapsule_IsValid(capsule, kFresh)) return;
-  auto* const managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, kFresh));
-  managed->deleter(managed);
-}
 
 // ---- the heap as an allocator ----
 
@@ -104,35 +79,7 @@ void release(void* data) noexcept {
 
 }  // namespace
 
-nb::object dlpack_of(const TensorView& view, int device, std::shared_ptr<const void> owner) {
-  auto managed = std::make_unique<Managed>();
-  managed->shape = view.shape;
-  managed->strides = view.strides;
-  managed->owner = std::move(owner);
-  DLTensor& tensor = managed->managed.tensor;
-  tensor.data = view.data;
-  tensor.device_type = kDLCuda;
-  tensor.device_id = device;
-  tensor.ndim = view.shape.dims;
-  set_type(tensor, view.dtype);
-  tensor.shape = managed->shape.at.data();
-  tensor.strides = managed->strides.at.data();
-  managed->managed.context = managed.get();
-  managed->managed.deleter = [](DLManagedTensor* self) { delete static_cast<Managed*>(self->context); };
-  PyObject* const capsule = PyCapsule_New(&managed->managed, kFresh, free_unused);
-  if (capsule == nullptr) throw nb::python_error();
-  (void)managed.release();
-  return nb::steal(capsule);
-}
-
 void bind_device(nb::module_& module) {
-  module.def(
-      "dlpack_of",
-      [](const TensorView& view, int device, const Memory* memory) {
-        return dlpack_of(view, device, memory != nullptr ? memory->owner : nullptr);
-      },
-      nb::arg("view"), nb::arg("device"), nb::arg("memory").none() = nb::none(),
-      "A DLPack capsule of memory on a GPU, which keeps what `memory` keeps.");
   module.def(
       "allocate_from",
       [](Engine* engine, bool ahead) {

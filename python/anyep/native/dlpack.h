@@ -1,5 +1,5 @@
-// DLPack, as its specification lays it out: tensors without version, and the functions of version 1 that a library of tensors
-// offers to C callers.
+// DLPack, as its specification lays it out: tensors without and with a version, and the functions of version 1 that a library of
+// tensors offers to C callers.
 #pragma once
 
 #include <anyep/types.h>
@@ -28,15 +28,26 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-/// What the attribute __dlpack_c_exchange_api__ of a tensor type holds. Only one of its functions is called here.
+struct DLVersion {
+  std::uint32_t major, minor;
+};
+
+struct DLVersionedTensor {
+  DLVersion version;
+  void* context;
+  void (*deleter)(DLVersionedTensor*);
+  std::uint64_t flags;
+  DLTensor tensor;
+};
+
+/// What the attribute __dlpack_c_exchange_api__ of a tensor type holds. Two of its functions are called here.
 struct DLExchange {
-  struct {
-    std::uint32_t major, minor;
-  } version;
+  DLVersion version;
   DLExchange* previous;
   void (*allocate)();
   void (*managed_from_object)();
-  void (*object_from_managed)();
+  /// Makes an object of a tensor, which it takes over; 0, or -1 with a Python exception.
+  int (*object_from_managed)(DLVersionedTensor* tensor, void** object);
   /// Fills a tensor that borrows from the object; 0, or -1 with a Python exception. May be null.
   int (*tensor_from_object)(void* object, DLTensor* out);
   void (*current_stream)();

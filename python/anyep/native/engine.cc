@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -70,25 +71,55 @@ Event dispatch(Engine& engine, const SharedHandle& handle, nb::handle x, nb::han
                          make_options(timeout_s, num_sms, std::move(after), wait));
 }
 
-/// Route and dispatch as one: the handle, the event, and whether rows move.
+/// Outputs that Python makes inside a call, x first: as in rows_out(). Where it raises instead, no rows move, and the call's end
+/// raises the same.
+class MadeRows {
+ public:
+  MadeRows(const ArrayReader& read, nb::handle make) : read_(read), make_(make) {}
+
+  Rows operator()() {
+    const nb::gil_scoped_acquire acquire;
+    try {
+      made_ = make_();
+      return made_.is_none() ? Rows() : rows_out(read_, made_[0], made_[1], made_[2], made_[3], made_[4]);
+    } catch (nb::python_error& error) {
+      raised_.emplace(std::move(error));
+      return {};
+    }
+  }
+
+  void raise() {
+    if (raised_) throw nb::python_error(std::move(*raised_));
+  }
+
+ private:
+  const ArrayReader& read_;
+  nb::handle make_;
+  nb::object made_;
+  std::optional<nb::python_error> raised_;
+};
+
+/// Route and dispatch as one: the handle, the event, and whether rows move. `out` makes x, scales, experts, weights, extra
+/// while the counts are on their way; None: no rows move.
 nb::tuple dispatch_fresh(Engine& engine, int num_experts, int top_k, nb::handle routed_experts, nb::handle ranks,
                          nb::handle pairs_per_expert, nb::handle x, nb::handle scales, nb::handle experts,
-                         nb::handle weights, nb::handle extra, nb::handle out_x, nb::handle out_scales,
-                         nb::handle out_experts, nb::handle out_weights, nb::handle out_extra, bool drop_surplus,
-                         std::uintptr_t stream, double timeout_s, int num_sms, std::vector<Event> after) {
+                         nb::handle weights, nb::handle extra, nb::handle out, bool drop_surplus, std::uintptr_t stream,
+                         double timeout_s, int num_sms, std::vector<Event> after) {
   const Routing routing = routing_of(reader_of(engine, "route"), routed_experts, ranks, pairs_per_expert);
   const ArrayReader read = reader_of(engine, "dispatch");
   const Rows in = rows_in(read, x, scales, experts, weights, extra);
-  const Rows out = rows_out(read, out_x, out_scales, out_experts, out_weights, out_extra);
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = top_k;
+  MadeRows made(read, out);
   const auto run = [&] {
     const nb::gil_scoped_release release;
-    return engine.dispatch_fresh(shape, routing, in, out, drop_surplus ? Surplus::kDropped : Surplus::kMovesLater,
-                                 stream_ref(stream), make_options(timeout_s, num_sms, std::move(after), false));
+    return engine.dispatch_fresh(
+        shape, routing, in, [&made] { return made(); }, drop_surplus ? Surplus::kDropped : Surplus::kMovesLater,
+        stream_ref(stream), make_options(timeout_s, num_sms, std::move(after), false));
   };
   Fresh fresh = run();
+  made.raise();
   return nb::make_tuple(SharedHandle(std::move(fresh.handle)), fresh.event, fresh.dispatched);
 }
 
@@ -113,8 +144,9 @@ Event combine(Engine& engine, const SharedHandle& handle, nb::handle x, nb::hand
               nb::handle bias_1, nb::handle out_x, nb::handle out_weights, std::uintptr_t stream, double timeout_s,
               int num_sms, std::vector<Event> after, bool wait) {
   const ArrayReader read = reader_of(engine, "combine");
-  const CombineInput in{
-      read("x", x), read.optional("weights", weights), {read.optional("bias", bias_0), read.optional("bias", bias_1)}};
+  const CombineInput in{read("x", x),
+                        read.optional("weights", weights),
+                        {read.optional("bias[0]", bias_0), read.optional("bias[1]", bias_1)}};
   const Rows out{read("out", out_x), {}, {}, read.optional("out_weights", out_weights), {}};
   const nb::gil_scoped_release release;
   return engine.combine(in, *handle, out, stream_ref(stream), make_options(timeout_s, num_sms, std::move(after), wait));
@@ -217,20 +249,11 @@ Memory memory_of(Engine& engine, const TensorView& view) {
   return {engine.hold_memory(), view.data, static_cast<std::size_t>(view.num_elements()) * size_of(view.dtype)};
 }
 
-/// This rank's own routing, without any exchange, into the caller's tensors.
-void layout(Engine& engine, int num_experts, int top_k, nb::handle experts, nb::handle out_tokens, nb::handle out_pairs,
-            nb::handle out_ranks, std::uintptr_t stream) {
-  const ArrayReader read = reader_of(engine, "layout");
-  Shape shape;
-  shape.num_experts = num_experts;
-  shape.top_k = top_k;
-  Routing routing;
-  routing.experts = read("experts", experts);
-  const TensorView tokens_per_rank = read("out", out_tokens), pairs_per_expert = read("out", out_pairs),
-                   token_in_rank = read("out", out_ranks);
+void layout_into(Engine& engine, const Shape& shape, const Routing& routing, const LayoutArrays& out,
+                 std::uintptr_t stream) {
   const nb::gil_scoped_release release;
   if (engine.topology().device >= 0) {
-    engine.layout(shape, routing, {tokens_per_rank, pairs_per_expert, token_in_rank}, stream_ref(stream));
+    engine.layout(shape, routing, out, stream_ref(stream));
     return;
   }
   const Layout layout = engine.layout(shape, routing);
@@ -240,10 +263,23 @@ void layout(Engine& engine, int num_experts, int top_k, nb::handle experts, nb::
     }
     std::copy(from.begin(), from.end(), to.as<std::remove_cvref_t<decltype(from[0])>>());
   };
-  copy(layout.tokens_per_rank, tokens_per_rank, DType::kI32, "tokens_per_rank: dense int32 [num_ranks] is needed");
-  copy(layout.pairs_per_expert, pairs_per_expert, DType::kI32, "pairs_per_expert: dense int32 [num_experts] is needed");
-  copy(layout.token_in_rank, token_in_rank, DType::kBool,
-       "token_in_rank: dense bool [num_tokens, num_ranks] is needed");
+  copy(layout.tokens_per_rank, out.tokens_per_rank, DType::kI32, "dense int32 [num_ranks] is needed");
+  copy(layout.pairs_per_expert, out.pairs_per_expert, DType::kI32, "dense int32 [num_experts] is needed");
+  copy(layout.token_in_rank, out.token_in_rank, DType::kBool, "dense bool [num_tokens, num_ranks] is needed");
+}
+
+/// This rank's own routing, without any exchange: the arrays that `out` makes of (num_tokens, num_experts), on a GPU the counts
+/// full of zeros, in the order of LayoutArrays.
+nb::object layout(Engine& engine, int num_experts, nb::handle experts, nb::handle out, std::uintptr_t stream) {
+  const ArrayReader read = reader_of(engine, "layout");
+  Routing routing;
+  routing.experts = read("experts", experts);
+  Shape shape;
+  shape.num_experts = num_experts;
+  shape.top_k = static_cast<int>(last_extent(routing.experts));
+  nb::object made = out(routing.experts.shape[0], num_experts);
+  layout_into(engine, shape, routing, {read("out", made[0]), read("out", made[1]), read("out", made[2]), true}, stream);
+  return made;
 }
 
 /// The caller keeps the arrays alive as long as the handle.
@@ -269,8 +305,7 @@ void bind_engine(nb::module_& module) {
       .def("dispatch_fresh", &dispatch_fresh, nb::arg("num_experts"), nb::arg("top_k"),
            nb::arg("routed_experts").none(), nb::arg("ranks").none(), nb::arg("pairs_per_expert").none(), nb::arg("x"),
            nb::arg("scales").none(), nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"),
-           nb::arg("out_x"), nb::arg("out_scales").none(), nb::arg("out_experts").none(), nb::arg("out_weights").none(),
-           nb::arg("out_extra"), nb::arg("drop_surplus"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"),
+           nb::arg("out"), nb::arg("drop_surplus"), nb::arg("stream"), nb::arg("timeout_s"), nb::arg("num_sms"),
            nb::arg("after"))
       .def("dispatch_ahead", &dispatch_ahead, nb::arg("handle"), nb::arg("x"), nb::arg("scales").none(),
            nb::arg("experts").none(), nb::arg("weights").none(), nb::arg("extra"), nb::arg("out_x"),
@@ -305,8 +340,7 @@ void bind_engine(nb::module_& module) {
                              engine.memory(low_latency ? Mode::kLowLatency : Mode::kHighThroughput, offset, bytes));
           },
           nb::arg("low_latency"), nb::arg("offset"), nb::arg("bytes"))
-      .def("layout", &layout, nb::arg("num_experts"), nb::arg("top_k"), nb::arg("experts"), nb::arg("tokens_per_rank"),
-           nb::arg("pairs_per_expert"), nb::arg("token_in_rank"), nb::arg("stream"))
+      .def("layout", &layout, nb::arg("num_experts"), nb::arg("experts"), nb::arg("out"), nb::arg("stream"))
       .def("adopt", &adopt, nb::arg("rows_until"), nb::arg("place"), nb::arg("source"), nb::arg("tokens"),
            nb::arg("stream"))
       .def(

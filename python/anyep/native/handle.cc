@@ -100,7 +100,7 @@ SharedHandle adopt_v1(int num_ranks, int rank, const TensorView& prefix, const T
   return adopt(num_ranks, rank, rows_until, place, cut, column_of(tokens, 0));
 }
 
-/// The tensors 0, 1, 3 and 5 of a V1 handle (specification 9.1) as DLPack capsules, which share the handle. In the first every
+/// The tensors 0, 1, 3 and 5 of a V1 handle (specification 9.1), which share the handle. In the first every
 /// column shows the same numbers, of which column `rank` is the one that counts; `num_rows` are the dispatch's.
 nb::tuple take_v1(const SharedHandle& handle, int device, std::int64_t num_rows) {
   const std::shared_ptr<const Handle>& owner = handle.state;
@@ -111,8 +111,8 @@ nb::tuple take_v1(const SharedHandle& handle, int device, std::int64_t num_rows)
   tokens.shape = {ranks, 1};
   tokens.strides = {1, 1};
   source.shape[0] = std::min(source.shape[0], num_rows);
-  return nb::make_tuple(dlpack_of(prefix, device, owner), dlpack_of(tokens, device, owner),
-                        dlpack_of(source, device, owner), dlpack_of(owner->place(), device, owner));
+  return nb::make_tuple(tensor_of(prefix, device, owner), tensor_of(tokens, device, owner),
+                        tensor_of(source, device, owner), tensor_of(owner->place(), device, owner));
 }
 
 }  // namespace

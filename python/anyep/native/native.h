@@ -71,8 +71,8 @@ inline StreamRef stream_ref(std::uintptr_t stream) {
   return {reinterpret_cast<void*>(stream != 0 ? stream : kLegacyStream)};
 }
 
-/// A DLPack capsule of memory on a GPU: another library's tensor over it keeps `owner`.
-nb::object dlpack_of(const TensorView& view, int device, std::shared_ptr<const void> owner);
+/// torch's tensor over memory of `device` (-1 = the CPU), which keeps `owner`.
+nb::object tensor_of(const TensorView& view, int device, std::shared_ptr<const void> owner);
 
 /// seconds <= 0 or None: the engine's own limit.
 Options make_options(double timeout_s, int num_sms, std::vector<Event> after, bool wait);

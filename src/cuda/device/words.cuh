@@ -98,10 +98,11 @@ static __device__ __noinline__ bool give_up_on(const Team& team, const protocol:
   return false;
 }
 
-/// One thread of a kernel that was launched early: waits until notify, before its end, has made this op's places.
-[[nodiscard]] static __device__ __noinline__ bool wait_for_places(const Team& team, const Turn& turn) {
+/// One thread of a kernel that was launched early: waits until the notify of number `wanted`, before its end, has made this op's
+/// places.
+[[nodiscard]] static __device__ __noinline__ bool wait_for_places(const Team& team, const Turn& turn,
+                                                                  std::uint64_t wanted) {
   State& state = *team.state;
-  const std::uint64_t wanted = state.places_taken + 1;
   const auto there = [wanted](std::uint64_t seen) { return seen >= wanted; };
   return protocol::wait_until(make_waiter(team, start_of(turn)), {team.rank, kWaitBeforeSend}, state.places_made,
                               wanted, there) == protocol::Ended::kReached;

@@ -37,9 +37,8 @@ __device__ bool exchange_arrivals(const DispatchParams& p, const Turn& turn, int
 
 /// One thread of the last block.
 __device__ void end_behind_notify(const DispatchParams& p) {
-  if (!p.behind_notify) return;
-  ++p.team.state->places_taken;
-  ptx::grid_dependency_wait();  // what follows in the stream comes after the end of notify, too
+  if (p.behind_notify != 0)
+    ptx::grid_dependency_wait();  // what follows in the stream comes after the end of notify, too
 }
 
 /// Every block finds the same: notify has written the numbers before it made the places.
@@ -61,7 +60,7 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ std::uint64_t loaded[kMaxRowWarps * kRowStages];
   const DispatchParams& p = a.params;
-  if (!p.behind_notify) ptx::grid_dependency_wait();
+  if (p.behind_notify == 0) ptx::grid_dependency_wait();
   __shared__ Turn turn;
   const int warp = warp_index(), rows = a.plan.row_warps, sides = a.plan.side_warps;
   BulkRows bulk_rows(a, turn, stages + static_cast<std::uint32_t>(warp * kRowStages) * a.plan.stage_bytes,
@@ -72,7 +71,7 @@ __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
   open_turn(p.team, kSeqDispatch, turn);
   __shared__ bool lacks_room;
   if (threadIdx.x == blockDim.x - 1) {
-    if (p.behind_notify && !wait_for_places(p.team, turn)) turn.left = true;
+    if (p.behind_notify != 0 && !wait_for_places(p.team, turn, p.behind_notify)) turn.left = true;
     lacks_room = p.whole_or_nothing && !turn.left && lacks_room_for_all(p);
     turn.left = turn.left || lacks_room;  // no part begins
   }
@@ -159,7 +158,7 @@ void launch_dispatch(const DispatchParams& params, int num_sms, cudaStream_t str
       .shared_bytes =
           bulk ? std::size_t{a.plan.stage_bytes} * kRowStages * static_cast<std::size_t>(a.plan.row_warps) : 0,
       .stream = stream,
-      .early = params.behind_notify && device.bulk_copies};
+      .early = params.behind_notify != 0 && device.bulk_copies};
   (bulk ? kBulkDispatch : kPlainDispatch)(shape, a);
 }
 

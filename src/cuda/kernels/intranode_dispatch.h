@@ -38,9 +38,9 @@ struct DispatchParams {
   /// Where more rows come than the grant has room for, this launch does nothing and takes no turn, as if it had never been
   /// made: its peers wait for the next one, which has the room. Else the surplus is dropped.
   bool whole_or_nothing = false;
-  /// The launch before this one in the stream is the notify that makes `places`, with dispatch_behind, on a GPU that serves
-  /// this rank only: starts before notify has ended.
-  bool behind_notify = false;
+  /// Not 0: the launch before this one in the stream is the notify that makes `places`, of this number among the engine's with
+  /// dispatch_behind, on a GPU that serves this rank only. Starts before notify has ended.
+  std::uint64_t behind_notify = 0;
 };
 
 /// Which fields travel is the same on every rank (x and each SideField given or not, each offset of the grant kNone or

@@ -76,8 +76,10 @@ unsigned blocks_for(std::int64_t items, std::int64_t most) {
 }  // namespace
 
 void launch_layout(const LayoutParams& params, int num_sms, cudaStream_t stream) {
-  zero_later(params.tokens_per_rank, static_cast<std::size_t>(params.num_ranks) * 4, stream);
-  zero_later(params.pairs_per_expert, static_cast<std::size_t>(params.num_experts) * 4, stream);
+  if (!params.zeroed) {
+    zero_later(params.tokens_per_rank, static_cast<std::size_t>(params.num_ranks) * 4, stream);
+    zero_later(params.pairs_per_expert, static_cast<std::size_t>(params.num_experts) * 4, stream);
+  }
   kLayout({.blocks = blocks_for(params.num_tokens, std::max(num_sms, 1)),
            .threads = kThreads,
            .shared_bytes = static_cast<std::size_t>(params.num_experts) * 5,

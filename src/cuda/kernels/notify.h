@@ -38,7 +38,7 @@ struct NotifyParams {
   std::int32_t* tokens = nullptr;      ///< [num_ranks]
   std::int32_t* partial = nullptr;     ///< scratch, [num_ranges, num_experts + num_ranks]
   CountsPage* page = nullptr;
-  bool dispatch_behind = false;  ///< the next launch in the stream is a dispatch with behind_notify
+  bool dispatch_behind = false;  ///< counted: the next launch in the stream may be a dispatch with behind_notify
 };
 
 /// Ranges, hence blocks, for so many tokens with at most `num_sms` blocks.
@@ -51,9 +51,10 @@ struct LayoutParams {
   bool wide_ids = true;
   std::int64_t token_stride = 0, choice_stride = 0;
   int num_tokens = 0, top_k = 0, num_experts = 0, num_ranks = 1;
-  std::int32_t* tokens_per_rank = nullptr;   ///< [num_ranks]; zeroed by the launch
-  std::int32_t* pairs_per_expert = nullptr;  ///< [num_experts]; zeroed by the launch
+  std::int32_t* tokens_per_rank = nullptr;   ///< [num_ranks]
+  std::int32_t* pairs_per_expert = nullptr;  ///< [num_experts]
   std::uint8_t* token_in_rank = nullptr;     ///< [num_tokens, num_ranks]
+  bool zeroed = false;                       ///< the counts are zeros; else the launch makes them so
 };
 void launch_layout(const LayoutParams& params, int num_sms, cudaStream_t stream);
 

@@ -24,9 +24,9 @@ struct State {
   std::uint32_t ticket[8];      ///< work drawn from the running op; the last block resets them
   std::uint32_t left;           ///< 1 = a thread of this rank has given up: all leave. Never reset
   unsigned long long ids_out_of_range;  ///< so far
-  /// Routes that a dispatch was launched behind, by notify; those dispatches, by them. What tells such a dispatch that its
-  /// places are there, although notify has not ended.
-  std::uint64_t places_made, places_taken;
+  /// Routes so far that a dispatch may have been launched behind. What tells such a dispatch that its places are there, although
+  /// notify has not ended; it knows the number of its route.
+  std::uint64_t places_made;
   std::uint64_t further_turns;  ///< ended, of launches that take several
 };
 

@@ -21,8 +21,12 @@ std::optional<std::uint64_t> Heap::allocate(std::uint64_t bytes, Lifetime lifeti
   if (bytes > UINT64_MAX / 2) return std::nullopt;
   const std::uint64_t wanted = core::round_up(std::max<std::uint64_t>(bytes, 1), kAlignment);
   const std::lock_guard lock(mutex_);
-  look_at_released();
-  const std::optional<std::uint64_t> offset = take(wanted);
+  if (waiting_ > bytes_ / kWaitingShare) look_at_released(kFewLooks);
+  std::optional<std::uint64_t> offset = take(wanted);
+  if (!offset && !released_.empty()) {
+    look_at_released(released_.size());
+    offset = take(wanted);
+  }
   if (!offset) return std::nullopt;
   blocks_.emplace(*offset, Block{wanted, lifetime, false, {}});
   in_use_ += wanted;
@@ -93,14 +97,15 @@ HeapStatistics Heap::statistics() const {
   return now;
 }
 
-/// A few questions to the driver at most where nothing is over yet: ops of one rank end in the order of their release. Blocks
-/// of one op wait for the same event, which is asked once.
-void Heap::look_at_released() {
+/// Asks the driver at most about the oldest `most` blocks, a few of which are not over: ops of one rank end in the order of
+/// their release. Blocks of one op wait for the same event, which is asked once.
+void Heap::look_at_released(std::size_t most) {
   constexpr int kMostUnfinished = 4;
   int unfinished = 0;
   const Completion* asked = nullptr;  // the last one that was not over
   std::erase_if(released_, [&](std::uint64_t offset) {
-    if (unfinished >= kMostUnfinished) return false;
+    if (most == 0 || unfinished >= kMostUnfinished) return false;
+    --most;
     const auto found = blocks_.find(offset);
     auto& after = found->second.after;
     while (!after.empty() && after.back().get() != asked && after.back()->done()) after.pop_back();

@@ -38,6 +38,10 @@ class Heap {
  public:
   static constexpr std::uint64_t kAlignment = 256;
   static constexpr std::uint64_t kSmallBytes = std::uint64_t{1} << 20;  ///< blocks below this are small
+  /// What is released waits until this share of the heap does, or until there is no room: a look at it asks the driver, about
+  /// a microsecond a question. From then on every allocation looks at a few blocks, so that no call pays for many.
+  static constexpr std::uint64_t kWaitingShare = 8;
+  static constexpr std::size_t kFewLooks = 8;
 
   Heap() = default;
   Heap(std::uint64_t offset, std::uint64_t bytes) { add(offset, bytes); }
@@ -71,7 +75,7 @@ class Heap {
   };
   using Ranges = std::map<std::uint64_t, std::uint64_t>;
 
-  void look_at_released();
+  void look_at_released(std::size_t most);
   void put(std::uint64_t offset, std::uint64_t bytes);
   std::optional<std::uint64_t> take(std::uint64_t bytes);
 
