@@ -154,7 +154,6 @@ struct LayoutArrays {
   TensorView tokens_per_rank;   ///< [num_ranks] int32
   TensorView pairs_per_expert;  ///< [num_experts] int32
   TensorView token_in_rank;     ///< [num_tokens, num_ranks] bool
-  bool zeroed = false;          ///< the first two hold zeros already, in stream order: two memsets less
 };
 
 }  // namespace anyep

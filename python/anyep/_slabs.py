@@ -1,4 +1,4 @@
-"""Outputs that are made when the extension has read the inputs: those of low latency, and of a layout."""
+"""The outputs of low latency, made when the extension has read the inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .rows import Slabs
 WIRES = {"bf16": 0, "fp8": 1, "ue8m0": 2, "logfmt": 3}
 
 _Array = Tuple[Tuple[int, ...], str]  # shape, element type
+_Key = Tuple[int, int, int, int, int]  # num_experts, top_k, hidden, max_tokens, wire
 
 _BLOCK_BYTES, _MOST_CALLS = 4 << 20, 16  # of one block
 _ALIGNMENT = 512  # bytes: that of torch's own allocations on a GPU
@@ -51,85 +52,43 @@ def _arrays(num_ranks: int, rank: int, with_rows: bool, num_experts: int, top_k:
 
 
 class GpuSlabs:
-    """Makes those of one engine on a GPU."""
+    """Makes those of one engine on a GPU. What an allocation costs the host, microseconds each, decides: so the small ones of
+    several calls are cut from one block each, on the stream of those calls. Nothing is used twice: a block is freed with the last
+    tensor of it, in stream order, and ``record_stream`` of one counts for all."""
 
     def __init__(self, gpu: Any, num_ranks: int, rank: int) -> None:
-        self._gpu = gpu
-        self._arrays = functools.partial(_arrays, num_ranks, rank, True)
-        self._small = SmallOutputs(gpu, lambda *key: self._arrays(*key)[2])
-        self._large: Dict[Tuple[int, ...], Tuple[_Array, Optional[_Array]]] = {}
+        self._gpu, self._num_ranks, self._rank = gpu, num_ranks, rank
+        self._is_inference = gpu.torch.is_inference_mode_enabled  # whose tensors do not serve outside, nor others inside
+        self._of_shape: Dict[_Key, _OfShape] = {}
 
     def make(self, *key: int) -> Slabs:
-        gpu = self._gpu
-        x, scales = self._large.get(key) or self._keep(key)
-        return Slabs(gpu.empty(*x), None if scales is None else gpu.empty_swapped(*scales), *self._small.take(*key))
-
-    def clear(self) -> None:
-        self._small.clear()
-        self._large.clear()
-
-    def _keep(self, key: Tuple[int, ...]) -> Tuple[_Array, Optional[_Array]]:
-        if len(self._large) >= _MOST_KEPT:
-            self._large.clear()
-        self._large[key] = large = self._arrays(*key)[:2]
-        return large
-
-
-def layouts(gpu: Any, num_ranks: int) -> "SmallOutputs":
-    """The outputs of ``Engine.layout`` of one engine on a GPU, by (num_tokens, num_experts)."""
-    return SmallOutputs(gpu, lambda num_tokens, num_experts: _layout_of(num_ranks, num_tokens, num_experts), zeroed=2)
-
-
-def layout_on_cpu(engine: Any, library: Any) -> Callable[[int, int], Tuple[Any, ...]]:
-    """What makes them on a CPU rank."""
-    return lambda *numbers: tuple(library.empty(*each) for each in _layout_of(engine.num_ranks, *numbers))
-
-
-def _layout_of(num_ranks: int, num_tokens: int, num_experts: int) -> List[_Array]:
-    return [((num_ranks,), "int32"), ((max(num_experts, 0),), "int32"), ((num_tokens, num_ranks), "bool")]
-
-
-class SmallOutputs:
-    """Small outputs of calls of one engine on a GPU. What an allocation costs the host, microseconds each, decides: so those of
-    several calls are cut from one block per array, on the stream of those calls. Nothing is used twice: a block is freed with
-    the last tensor of it, in stream order, and ``record_stream`` of one counts for all.
-
-    Args:
-        arrays_of: the arrays of one call, by its numbers.
-        zeroed: so many of the first ones hold zeros.
-    """
-
-    def __init__(self, gpu: Any, arrays_of: Callable[..., List[_Array]], zeroed: int = 0) -> None:
-        self._gpu, self._arrays_of, self._zeroed = gpu, arrays_of, zeroed
-        self._is_inference = gpu.torch.is_inference_mode_enabled  # whose tensors do not serve outside, nor others inside
-        self._kept: Dict[Tuple[int, ...], _Small] = {}
-
-    def take(self, *key: int) -> Tuple[Any, ...]:
-        """Those of one call with these numbers."""
-        gpu, kept = self._gpu, self._kept.get(key) or self._keep(key)
+        gpu, kept = self._gpu, self._of_shape.get(key) or self._keep(key)  # type: ignore[call-overload]
         if gpu.is_capturing():  # a graph's memory is its own
-            return self._cut(kept.arrays, 1)[0]
-        place = gpu.stream(), self._is_inference()
-        ready = kept.ready.get(place)
-        if not ready:
-            ready = self._cut(kept.arrays, kept.next_calls)
-            if type(ready[0][0]) is not gpu.torch.Tensor:  # a mode makes tensors of its own, for a while
-                return ready[0]
-            if len(kept.ready) >= _MOST_KEPT:
-                kept.ready.clear()
-            kept.ready[place] = ready
-            kept.next_calls = min(2 * kept.next_calls, kept.most_calls)  # so that shapes that come and go cost little
-        return ready.pop()
+            small = self._cut(kept.small, 1).pop()
+        else:
+            place = gpu.stream(), self._is_inference()
+            ready = kept.ready.get(place)
+            if not ready:
+                ready = self._cut(kept.small, kept.next_calls)
+                if type(ready[0][0]) is not gpu.torch.Tensor:  # a mode makes tensors of its own, for a while
+                    ready = ready[:1]
+                else:
+                    if len(kept.ready) >= _MOST_KEPT:
+                        kept.ready.clear()
+                    kept.ready[place] = ready
+                kept.next_calls = min(2 * kept.next_calls, kept.most_calls)  # so that shapes that come and go cost little
+            small = ready.pop()
+        return Slabs(gpu.empty(*kept.x), None if kept.scales is None else gpu.empty_swapped(*kept.scales), *small)
 
     def clear(self) -> None:
-        self._kept.clear()
+        self._of_shape.clear()
 
-    def _keep(self, key: Tuple[int, ...]) -> "_Small":
-        if len(self._kept) >= _MOST_KEPT:
-            self._kept.clear()
-        arrays = self._arrays_of(*key)
-        num_bytes = sum(self._pitch(array) * self._size(array) for array in arrays)
-        kept = self._kept[key] = _Small(arrays, max(1, min(_MOST_CALLS, _BLOCK_BYTES // max(num_bytes, 1))))
+    def _keep(self, key: _Key) -> "_OfShape":
+        if len(self._of_shape) >= _MOST_KEPT:
+            self._of_shape.clear()
+        x, scales, small = _arrays(self._num_ranks, self._rank, True, *key)
+        num_bytes = sum(self._pitch(array) * self._size(array) for array in small)
+        kept = self._of_shape[key] = _OfShape(x, scales, small, max(1, min(_MOST_CALLS, _BLOCK_BYTES // max(num_bytes, 1))))
         return kept
 
     def _size(self, array: _Array) -> int:
@@ -142,21 +101,18 @@ class SmallOutputs:
 
     def _cut(self, arrays: List[_Array], num_calls: int) -> List[Tuple[Any, ...]]:
         columns = []
-        for index, array in enumerate(arrays):
+        for array in arrays:
             (shape, dtype), pitch = array, self._pitch(array)
             strides = [math.prod(shape[dim + 1:]) for dim in range(len(shape))]
             block = self._gpu.empty((num_calls * pitch,), dtype)
-            if index < self._zeroed:
-                block.zero_()
-            parts = block.as_strided((num_calls, *shape), (pitch, *strides)).unbind(0)
-            columns.append([part.data for part in parts])  # each counts its own changes in place
+            columns.append(block.as_strided((num_calls, *shape), (pitch, *strides)).unbind(0))
         return list(zip(*columns))
 
 
-class _Small:
-    __slots__ = ("arrays", "most_calls", "next_calls", "ready")
+class _OfShape:
+    __slots__ = ("x", "scales", "small", "most_calls", "next_calls", "ready")
 
-    def __init__(self, arrays: List[_Array], most_calls: int) -> None:
-        self.arrays, self.most_calls = arrays, most_calls
+    def __init__(self, x: _Array, scales: Optional[_Array], small: List[_Array], most_calls: int) -> None:
+        self.x, self.scales, self.small, self.most_calls = x, scales, small, most_calls
         self.next_calls = min(2, most_calls)  # of the next block
         self.ready: Dict[Tuple[int, bool], List[Tuple[Any, ...]]] = {}  # cut, by stream and inference mode

@@ -13,7 +13,7 @@ from . import _native
 from ._ahead import dispatch_ahead
 from ._calls import LowLatency, _forward_log, _log_waits, logger, on_stream
 from ._gpu import Gpu, device_of, must_have_torch
-from ._slabs import WIRES, GpuSlabs, layout_on_cpu, layouts, on_cpu, sums_by
+from ._slabs import WIRES, GpuSlabs, on_cpu, sums_by
 from .arrays import code_of, library_of, optional_view, view
 from .bootstrap import as_bootstrap
 from .errors import CapacityError, UnsupportedError, argument_error
@@ -53,7 +53,6 @@ class Engine:
         self.rank: int = native.rank
         self.num_ranks: int = native.num_ranks
         self._slabs = None if self._gpu is None else GpuSlabs(self._gpu, self.num_ranks, self.rank)
-        self._layouts = None if self._gpu is None else layouts(self._gpu, self.num_ranks)
         self.num_nodes: int = native.num_nodes
 
     @classmethod
@@ -275,7 +274,11 @@ class Engine:
     def layout(self, experts: Any, num_experts: int) -> Tuple[Any, Any, Any]:
         """Local. tokens_per_rank int32 [R] (each token once), pairs_per_expert int32 [num_experts], token_in_rank bool
         [num_tokens, R] of this rank's own ``experts`` [num_tokens, top_k]."""
-        out = layout_on_cpu(self, library_of(experts)) if self._layouts is None else self._layouts.take
+        empty, num_ranks = self._library(experts).empty, self.num_ranks
+
+        def out(num_tokens: int) -> Tuple[Any, Any, Any]:
+            return empty((num_ranks,), "int32"), empty((max(num_experts, 0),), "int32"), empty((num_tokens, num_ranks), "bool")
+
         return self._native.layout(num_experts, experts, out, self._stream())
 
     # ---- low latency
@@ -428,9 +431,8 @@ class Engine:
             self._running.clear()
             self._sends.clear()
             self._shown.clear()
-            for kept in (self._slabs, self._layouts):
-                if kept is not None:
-                    kept.clear()
+            if self._slabs is not None:
+                self._slabs.clear()
             if _log_waits():
                 _forward_log()
 

@@ -101,7 +101,6 @@ void CudaBackend::layout_into(const Shape& shape, const Routing& routing, const 
   params.tokens_per_rank = out.tokens_per_rank.as<std::int32_t>();
   params.pairs_per_expert = out.pairs_per_expert.as<std::int32_t>();
   params.token_in_rank = out.token_in_rank.as<std::uint8_t>();
-  params.zeroed = out.zeroed;
   launch_layout(params, rank_->num_sms(), native(stream));
 }
 

@@ -1,11 +1,11 @@
-"""Outputs of low-latency dispatches and of layouts on GPUs, on a CPU that plays one: what is cut from a block for several calls."""
+"""Outputs of low-latency dispatches on GPUs, on a CPU that plays one: what is cut from a block for several calls."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from anyep._slabs import WIRES, GpuSlabs, layouts
+from anyep._slabs import WIRES, GpuSlabs
 from anyep.arrays import TorchLibrary
 
 SHAPE = (8, 2, 384, 16)  # experts, top-k, hidden, most tokens
@@ -112,37 +112,16 @@ def test_streams_captures_and_inference_have_blocks_of_their_own(slabs_of):
 def test_few_shapes_and_streams_are_kept(slabs_of):
     for tokens in range(1, 30):
         make(slabs_of, shape=(8, 2, 384, tokens))
-    assert len(slabs_of._large) <= 8 and len(slabs_of._small._kept) <= 8
+    assert len(slabs_of._of_shape) <= 8
     for slabs_of._gpu.current in range(30):
         make(slabs_of)
-    assert len(slabs_of._small._kept[(*SHAPE, WIRES["fp8"])].ready) <= 8
+    assert len(slabs_of._of_shape[(*SHAPE, WIRES["fp8"])].ready) <= 8
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 384, 16), (8, 0, 384, 16), (8, 2, 384, 0), (-3, 2, 384, -5), (1, 2, 384, 16)])
 def test_empty_ones(slabs_of, shape):
     made = make(slabs_of, shape=shape)
     assert [tensor.dim() for tensor in small(made)] == [1, 2, 2, 3]
-
-
-def test_changes_in_place_count_for_one_tensor_alone(slabs_of):
-    """Of tensors that share a count autograd would take one change for all."""
-    first, second = make(slabs_of), make(slabs_of)
-    before = second.counts._version
-    first.counts.add_(1)
-    assert block(first.counts) == block(second.counts) and second.counts._version == before and second.counts._base is None
-
-
-def test_counts_of_layouts_begin_as_zeros():
-    gpu = Gpu()
-    made = layouts(gpu, 4)
-    for capturing in (False, True):
-        gpu.captures = capturing
-        for _ in range(40):
-            tokens, pairs, there = made.take(5, 9)
-            assert (tokens.shape, pairs.shape, there.shape) == ((4,), (9,), (5, 4)) and there.dtype == torch.bool
-            assert not tokens.any() and not pairs.any()
-            tokens.fill_(3), pairs.fill_(7)  # and the next ones do not see that
-    assert [tuple(array.shape) for array in made.take(0, -1)] == [(4,), (0,), (0, 4)]
 
 
 def test_what_a_mode_makes_is_not_kept(slabs_of):

@@ -268,8 +268,7 @@ void layout_into(Engine& engine, const Shape& shape, const Routing& routing, con
   copy(layout.token_in_rank, out.token_in_rank, DType::kBool, "dense bool [num_tokens, num_ranks] is needed");
 }
 
-/// This rank's own routing, without any exchange: the arrays that `out` makes of (num_tokens, num_experts), on a GPU the counts
-/// full of zeros, in the order of LayoutArrays.
+/// This rank's own routing, without any exchange: the arrays that `out` makes of num_tokens, in the order of LayoutArrays.
 nb::object layout(Engine& engine, int num_experts, nb::handle experts, nb::handle out, std::uintptr_t stream) {
   const ArrayReader read = reader_of(engine, "layout");
   Routing routing;
@@ -277,8 +276,8 @@ nb::object layout(Engine& engine, int num_experts, nb::handle experts, nb::handl
   Shape shape;
   shape.num_experts = num_experts;
   shape.top_k = static_cast<int>(last_extent(routing.experts));
-  nb::object made = out(routing.experts.shape[0], num_experts);
-  layout_into(engine, shape, routing, {read("out", made[0]), read("out", made[1]), read("out", made[2]), true}, stream);
+  nb::object made = out(routing.experts.shape[0]);
+  layout_into(engine, shape, routing, {read("out", made[0]), read("out", made[1]), read("out", made[2])}, stream);
   return made;
 }
 

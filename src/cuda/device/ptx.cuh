@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-/// Bulk copies: Hopper and data-center Blackwell, which have 227 KiB of shared memory. Elsewhere the portable path runs.
+/// Bulk copies and clusters: Hopper and data-center Blackwell, which have 227 KiB of shared memory. Elsewhere the portable path runs.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
 #define ANYEP_BULK_COPIES 1
 #else
@@ -15,7 +15,7 @@
 
 namespace anyep::cuda::ptx {
 
-/// Does this device code have bulk copies and mbarriers with transaction counts? Without, the functions below do nothing.
+/// Does this device code have bulk copies, mbarriers with transaction counts, clusters? Without, the functions below do nothing.
 inline constexpr bool kBulkCopies = ANYEP_BULK_COPIES != 0;
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
@@ -111,6 +111,36 @@ __device__ __forceinline__ void fence_proxy_async_shared() {
 #if ANYEP_BULK_COPIES
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
+}
+
+// ---- blocks of a cluster -------------------------------------------------------------------------------------------
+
+/// All threads of the cluster; what they did before, in shared memory too, comes before what any of them does behind it.
+__device__ __forceinline__ void cluster_sync() {
+#if ANYEP_BULK_COPIES
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+
+/// What lies at the same place of another block's shared memory.
+__device__ __forceinline__ std::int32_t load_shared_of([[maybe_unused]] std::uint32_t block,
+                                                       [[maybe_unused]] const std::int32_t* at) {
+  std::int32_t value = 0;
+#if ANYEP_BULK_COPIES
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.s32 %0, [there];\n"
+      "}"
+      : "=r"(value)
+      : "r"(shared_address(at)), "r"(block)
+      : "memory");
+#endif
+  return value;
 }
 
 // ---- bulk copies ---------------------------------------------------------------------------------------------------

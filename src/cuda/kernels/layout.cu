@@ -1,6 +1,7 @@
 // What a rank's own routing says, and final rows from places: no exchange.
 #include <algorithm>
 
+#include "cuda/device/ptx.cuh"
 #include "cuda/device/warp.cuh"
 #include "cuda/kernels/choices.cuh"
 #include "cuda/kernels/notify.h"
@@ -21,7 +22,43 @@ struct FinalPlacesParams {
 
 }  // namespace
 
+namespace {
+
+/// What one block has counted, in shared memory.
+struct Counted {
+  std::int32_t* pairs;   ///< [num_experts]
+  std::int32_t* tokens;  ///< [num_ranks]
+};
+
+/// The blocks are one cluster, which reads what each has counted.
+__device__ void sum_in_cluster(const LayoutParams& p, const Counted& mine) {
+  ptx::cluster_sync();  // all have counted
+  const auto sum = [](const std::int32_t* at) {
+    std::int32_t total = 0;
+    for (unsigned block = 0; block < gridDim.x; ++block) total += ptx::load_shared_of(block, at);
+    return total;
+  };
+  const int thread = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  for (int expert = thread; expert < p.num_experts; expert += static_cast<int>(gridDim.x) * kThreads) {
+    p.pairs_per_expert[expert] = sum(mine.pairs + expert);
+  }
+  if (thread < p.num_ranks) p.tokens_per_rank[thread] = sum(mine.tokens + thread);
+  ptx::cluster_sync();  // nobody leaves while others read what it has
+}
+
+/// The outputs hold zeros.
+__device__ void add_to_outputs(const LayoutParams& p, const Counted& mine) {
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int expert = thread; expert < p.num_experts; expert += kThreads) {
+    if (mine.pairs[expert] != 0) atomicAdd(p.pairs_per_expert + expert, mine.pairs[expert]);
+  }
+  if (thread < p.num_ranks && mine.tokens[thread] != 0) atomicAdd(p.tokens_per_rank + thread, mine.tokens[thread]);
+}
+
+}  // namespace
+
 /// Counts are kept per block in shared memory and added once.
+template <bool kCluster>
 __global__ void __launch_bounds__(kThreads) layout_kernel(const __grid_constant__ LayoutParams p) {
   extern __shared__ __align__(16) std::byte memory[];
   __shared__ std::int32_t tokens[32];
@@ -48,10 +85,11 @@ __global__ void __launch_bounds__(kThreads) layout_kernel(const __grid_constant_
     }
   }
   __syncthreads();
-  for (int expert = thread; expert < p.num_experts; expert += kThreads) {
-    if (pairs[expert] != 0) atomicAdd(p.pairs_per_expert + expert, pairs[expert]);
+  if constexpr (kCluster) {
+    sum_in_cluster(p, {pairs, tokens});
+  } else {
+    add_to_outputs(p, {pairs, tokens});
   }
-  if (thread < p.num_ranks && tokens[thread] != 0) atomicAdd(p.tokens_per_rank + thread, tokens[thread]);
 }
 
 __global__ void __launch_bounds__(kThreads) final_places_kernel(const __grid_constant__ FinalPlacesParams p) {
@@ -66,7 +104,8 @@ __global__ void __launch_bounds__(kThreads) final_places_kernel(const __grid_con
 
 namespace {
 
-const Kernel<LayoutParams> kLayout(layout_kernel, "layout_kernel");
+const Kernel<LayoutParams> kClusterLayout(layout_kernel<true>, "layout_kernel");
+const Kernel<LayoutParams> kLayout(layout_kernel<false>, "layout_kernel");
 const Kernel<FinalPlacesParams> kFinalPlaces(final_places_kernel, "final_places_kernel");
 
 unsigned blocks_for(std::int64_t items, std::int64_t most) {
@@ -76,15 +115,22 @@ unsigned blocks_for(std::int64_t items, std::int64_t most) {
 }  // namespace
 
 void launch_layout(const LayoutParams& params, int num_sms, cudaStream_t stream) {
-  if (!params.zeroed) {
-    zero_later(params.tokens_per_rank, static_cast<std::size_t>(params.num_ranks) * 4, stream);
-    zero_later(params.pairs_per_expert, static_cast<std::size_t>(params.num_experts) * 4, stream);
+  // One cluster needs no zeros in front, which are two more launches; many tokens are counted sooner by many blocks.
+  constexpr unsigned kClusterBlocks = 8;
+  constexpr int kClusterTokens = 1 << 15;
+  const bool cluster = device_traits().bulk_copies && params.num_tokens <= kClusterTokens;
+  LaunchShape shape{.blocks = blocks_for(params.num_tokens, cluster ? kClusterBlocks : std::max(num_sms, 1)),
+                    .threads = kThreads,
+                    .shared_bytes = static_cast<std::size_t>(params.num_experts) * 5,
+                    .stream = stream};
+  if (cluster) {
+    shape.cluster = shape.blocks;
+    kClusterLayout(shape, params);
+    return;
   }
-  kLayout({.blocks = blocks_for(params.num_tokens, std::max(num_sms, 1)),
-           .threads = kThreads,
-           .shared_bytes = static_cast<std::size_t>(params.num_experts) * 5,
-           .stream = stream},
-          params);
+  zero_later(params.tokens_per_rank, static_cast<std::size_t>(params.num_ranks) * 4, stream);
+  zero_later(params.pairs_per_expert, static_cast<std::size_t>(params.num_experts) * 4, stream);
+  kLayout(shape, params);
 }
 
 void launch_final_places(const std::int32_t* place, const std::int32_t* before, int tokens_per_range, int num_tokens,

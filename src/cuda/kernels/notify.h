@@ -54,7 +54,6 @@ struct LayoutParams {
   std::int32_t* tokens_per_rank = nullptr;   ///< [num_ranks]
   std::int32_t* pairs_per_expert = nullptr;  ///< [num_experts]
   std::uint8_t* token_in_rank = nullptr;     ///< [num_tokens, num_ranks]
-  bool zeroed = false;                       ///< the counts are zeros; else the launch makes them so
 };
 void launch_layout(const LayoutParams& params, int num_sms, cudaStream_t stream);
 

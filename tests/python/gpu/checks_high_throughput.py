@@ -67,12 +67,16 @@ def check_combined(me, everything, got):
 def layout(me):
     everything = batch(me, 1)
     mine = everything[me.rank]
-    counts, nodes, pairs, token_in_rank, _ = me.buffer.get_dispatch_layout(mine.ids, experts_of(me))
-    expected = dense.in_rank(mine.ids, experts_of(me), me.num_ranks)
-    assert nodes is None
-    assert_bits(token_in_rank, expected, "is_token_in_rank")
-    assert counts.tolist() == expected.sum(dim=0).tolist()
-    assert pairs.tolist() == torch.bincount(mine.ids[mine.ids >= 0], minlength=experts_of(me)).tolist()
+    first = torch.randint(0, experts_of(me), ((1 << 15) + 1, 1), device="cuda")
+    many = (first + torch.arange(3, device="cuda")) % experts_of(me)
+    many = torch.where(torch.rand(many.shape, device="cuda") < 0.1, -1, many)
+    for ids in (mine.ids, many, many[:-1], many[:4097], many[:513], many[:1], many[:0]):  # one cluster counts up to 1 << 15
+        counts, nodes, pairs, token_in_rank, _ = me.buffer.get_dispatch_layout(ids, experts_of(me))
+        expected = dense.in_rank(ids, experts_of(me), me.num_ranks)
+        assert nodes is None
+        assert_bits(token_in_rank, expected, "is_token_in_rank")
+        assert counts.tolist() == expected.sum(dim=0).tolist()
+        assert pairs.tolist() == torch.bincount(ids[ids >= 0], minlength=experts_of(me)).tolist()
     *_, event = me.buffer.get_dispatch_layout(mine.ids, experts_of(me), async_finish=True)
     assert event.event is not None
     event.current_stream_wait()
