@@ -268,9 +268,8 @@ class Engine::Core {
   backend::Limits limits;
   const pid_t owner = ::getpid();
   std::atomic<bool> busy = false;
-  std::atomic<std::thread::id>
-      making_rows;                    ///< the thread that is inside a call and makes rows for it; none: a default id
-  std::atomic<bool> closing = false;  ///< close() has begun
+  std::atomic<std::thread::id> making_rows;  ///< by the thread that is inside a call, for that call
+  std::atomic<bool> closing = false;         ///< close() has begun
   std::atomic<bool> closed = false;
   std::atomic<bool> first_done = false;
   mutable std::atomic<bool> seen = false;  ///< the caller knows that, or why, the engine fails

@@ -148,9 +148,8 @@ void bind_arrays(nb::module_& module) {
         from_dlpack = function.inc_ref().ptr();
       },
       nb::arg("type"), nb::arg("exchange").none(), nb::arg("from_dlpack"),
-      "From now on view() reads tensors of exactly this type itself, where it has functions for that, and tensor_of() "
-      "makes "
-      "such, by from_dlpack where not.");
+      "From now on view() itself reads tensors of exactly this type, and tensor_of() makes such: by its C functions, "
+      "where it has them, else by from_dlpack.");
   module.def(
       "tensor_of",
       [](const TensorView& shown, int device, const Memory* memory) {
