@@ -93,31 +93,30 @@ class _Bench:
         return int((self.buffer.combine(rows, handle)[0].float() != self.sums).sum())
 
     def high_throughput(self):
-        about = {"kind": "ht", "tokens": TOKENS, "hidden": HIDDEN, "topk": TOP_K, "experts": EXPERTS, "ranks": self.num_ranks,
-                 "sms": self.sms, "routing": "uniform", "memory": "window"}
-        got, handle = self.dispatches(about)
+        got, handle = self.dispatches("window")
         for memory, rows in (("window", got[0]), ("caller", got[0].clone())):
             us, host_us, (sums, *_) = self.timed(lambda rows=rows: self.buffer.combine(rows, handle))
-            self.note(about | {"op": "combine", "dtype": "bf16", "memory": memory}, us, host_us,
-                      int((sums.float() != self.sums).sum()))
+            self.note(self.about("combine", "bf16", memory), us, host_us, int((sums.float() != self.sums).sum()))
 
-    def dispatches(self, about):
+    def about(self, op, dtype, memory):
+        return {"kind": "ht", "op": op, "dtype": dtype, "memory": memory, "tokens": TOKENS, "hidden": HIDDEN, "topk": TOP_K,
+                "experts": EXPERTS, "ranks": self.num_ranks, "sms": self.sms, "routing": "uniform"}
+
+    def dispatches(self, memory):
         """Of both types, fresh and with a handle; what the last one of BF16 returned, and its handle."""
         for dtype, x in (("fp8", self.x8), ("bf16", self.x)):
             us, _, got = self.timed(lambda x=x: self.fresh(x))
             handle = got[4]
-            self.note(about | {"op": "dispatch", "dtype": dtype}, us, [], self.wrong(got, handle))
+            self.note(self.about("dispatch", dtype, memory), us, [], self.wrong(got, handle))
             us, host_us, got = self.timed(lambda x=x, handle=handle: self.buffer.dispatch(x, handle=handle))
-            self.note(about | {"op": "dispatch_cached", "dtype": dtype}, us, host_us, self.wrong(got, handle))
+            self.note(self.about("dispatch_cached", dtype, memory), us, host_us, self.wrong(got, handle))
         return got, handle
 
     def ordinary(self, rounds):
         """Dispatches into tensors that peers cannot write: what a caller gets who has a view of the Buffer's memory."""
         self.buffer.get_local_buffer_tensor(self.torch.uint8)
-        about = {"kind": "ht", "tokens": TOKENS, "hidden": HIDDEN, "topk": TOP_K, "experts": EXPERTS, "ranks": self.num_ranks,
-                 "sms": self.sms, "routing": "uniform", "memory": "caller"}
         for _ in range(rounds):
-            self.dispatches(about)
+            self.dispatches("caller")
 
     # ---- low latency
 

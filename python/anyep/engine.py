@@ -274,6 +274,10 @@ class Engine:
     def layout(self, experts: Any, num_experts: int) -> Tuple[Any, Any, Any]:
         """Local. tokens_per_rank int32 [R] (each token once), pairs_per_expert int32 [num_experts], token_in_rank bool
         [num_tokens, R] of this rank's own ``experts`` [num_tokens, top_k]."""
+        if len(getattr(experts, "shape", ())) != 2:
+            shape = view("layout", "experts", experts, self.device).shape  # which says what else may be wrong
+            if len(shape) != 2:
+                raise argument_error("layout", "experts", f"tensor of shape {list(shape)}", "2 dimensions")
         empty, num_ranks = self._library(experts).empty, self.num_ranks
 
         def out(num_tokens: int) -> Tuple[Any, Any, Any]:

@@ -93,9 +93,6 @@ def routed_dispatch(runtime: Any, engine: Any, place: Place, x: Any, given: Tupl
                                "outputs, or a handle. The host cannot wait for their number there.", op="Buffer.dispatch",
                                argument="num_worst_tokens", got="0")
     payload = Payload(x, device)
-    if topk_idx is not None:
-        must_be_tensor("dispatch", "topk_idx", topk_idx, device)
-        must_be_tensor("dispatch", "topk_weights", topk_weights, device)
     route = (pairs.shape[0], 1 if topk_idx is None else topk_idx.shape[-1], topk_idx, token_in_rank, pairs)
     with place:
         send = _Send(engine, payload, (topk_idx, topk_weights), num_sms, place, runtime.rows_in_window())

@@ -187,9 +187,6 @@ class Send:
         engine = self.engine
         token_in_rank, pairs = check_layout(engine, layout, topk_idx, topk_weights, alignment, num_worst_tokens, self.checked)
         payload = Payload(x)
-        if topk_idx is not None:
-            must_be_tensor("dispatch", "topk_idx", topk_idx)
-            must_be_tensor("dispatch", "topk_weights", topk_weights)
         top_k = 1 if topk_idx is None else topk_idx.shape[-1]
         # The host waits for the counts also with num_worst_tokens: the handle's tensors hold them, and have no event.
         native = engine._native.route(pairs.shape[0], top_k, topk_idx, token_in_rank, pairs, 0, 0.0, self.after, True)
@@ -233,6 +230,9 @@ def check_layout(engine: Any, layout: Tuple[Any, Any, Any], topk_idx: Any, topk_
     if (topk_idx is None) != (topk_weights is None):
         missing = "topk_idx" if topk_idx is None else "topk_weights"
         raise DISPATCH.refuse(missing, None, "both topk_idx and topk_weights, or neither")
+    if topk_idx is not None:
+        must_be_tensor("dispatch", "topk_idx", topk_idx, engine.device)
+        must_be_tensor("dispatch", "topk_weights", topk_weights, engine.device)
     if alignment < 1:
         raise DISPATCH.refuse("expert_alignment", alignment, "1 or more")
     if num_worst_tokens < 0:

@@ -247,7 +247,9 @@ class Engine::Core {
   /// Waits for the counts behind a dispatch of whole_or_nothing. Where nothing has moved, the call's number is free for the
   /// dispatch that does its work.
   void settle(const Call& call, const backend::DispatchCall& dispatch, Fresh& fresh);
+  /// Rows made inside a call, which make_rows_ahead() serves meanwhile.
   Rows rows_of(const std::function<Rows()>& make);
+  /// On CPU ranks, between the calls of route and dispatch: an Error is the dispatch's.
   Rows rows_or_refusal(const std::function<Rows()>& make, StreamRef stream, const Options& options);
 
   /// Once `closing` is set: waits until no other thread is inside a call and no op is queued or running. False at the

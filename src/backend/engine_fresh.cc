@@ -114,7 +114,6 @@ Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const R
       shape, routing, x, [&] { return out; }, surplus, stream, options);
 }
 
-/// On CPU ranks, between the calls: an Error is the dispatch's.
 Rows Engine::Core::rows_or_refusal(const std::function<Rows()>& make, StreamRef stream, const Options& options) {
   try {
     return make();
@@ -125,15 +124,13 @@ Rows Engine::Core::rows_or_refusal(const std::function<Rows()>& make, StreamRef 
 }
 
 Rows Engine::Core::rows_of(const std::function<Rows()>& make) {
-  making_rows = std::this_thread::get_id();
-  try {
-    Rows rows = make();
-    making_rows = std::thread::id();
-    return rows;
-  } catch (...) {
-    making_rows = std::thread::id();
-    throw;
-  }
+  struct Making {
+    explicit Making(Core& of) : core(of) { core.making_rows = std::this_thread::get_id(); }
+    ~Making() { core.making_rows = std::thread::id(); }
+    Core& core;
+  };
+  const Making making(*this);
+  return make();
 }
 
 Fresh Engine::dispatch_fresh(const Shape& shape, const Routing& routing, const Rows& x,

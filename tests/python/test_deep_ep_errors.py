@@ -72,7 +72,7 @@ ROWS: Dict[str, Any] = {
                      "int32, int64"),
     "LL ids of int8": ("low_latency_dispatch", lambda w: dict(topk_idx=w.ids.to(torch.int8)), ArgumentError, "topk_idx.dtype",
                        "int8", "int32, int64"),
-    "ids 1-D": ("get_dispatch_layout", lambda w: dict(topk_idx=w.ids[0]), ArgumentError, "topk_idx", "[2]", "[any, any]"),
+    "ids 1-D": ("get_dispatch_layout", lambda w: dict(topk_idx=w.ids[0]), ArgumentError, "topk_idx", "[2]", "2 dimensions"),
     "ids 3-D": ("dispatch", lambda w: dict(topk_idx=w.ids[None]), ArgumentError, "topk_idx", "[1, 6, 2]", "[any, any]"),
     "ids with gaps": ("get_dispatch_layout", lambda w: dict(topk_idx=w.ids.t().contiguous().t()), ArgumentError,
                       "topk_idx.strides", "[1, 6]", "row-major"),

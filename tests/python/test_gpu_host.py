@@ -191,7 +191,7 @@ def test_tensors_keep_what_they_show(by_functions):
     torch_library()
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if by_functions and exchange is None:
-        pytest.skip("this torch has none")
+        pytest.skip("this torch has none")  # before 2.10; the packages serve it, by the capsules of the other case
     _native.use_torch(torch.Tensor, exchange if by_functions else None, torch._C._from_dlpack)
     try:
         with anyep.Engine.create(None, rows_bytes=8 << 20) as engine:

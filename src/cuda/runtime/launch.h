@@ -15,8 +15,8 @@ namespace anyep::cuda {
 struct DeviceTraits {
   int num_sms = 0;
   std::size_t shared_bytes = 0;  ///< that one block can have, dynamic and static together
-  bool bulk_copies =
-      false;  ///< device code for it has bulk copies and clusters (device/ptx.cuh); else the portable path runs
+  /// Device code for it has bulk copies and clusters (device/ptx.cuh); else the portable path runs.
+  bool bulk_copies = false;
 };
 /// Of the current device.
 const DeviceTraits& device_traits();
@@ -28,8 +28,8 @@ struct LaunchShape {
   /// Programmatic dependent launch: the kernel may start before the one in front of it in the stream has ended, and waits
   /// for it by grid_dependency_wait() before it touches anything. Only where a GPU serves one rank.
   bool early = false;
-  unsigned cluster =
-      0;  ///< blocks of a cluster; 0 = none. Only where device code has clusters: DeviceTraits::bulk_copies
+  /// Blocks of a cluster; 0 = none. Only where device code has clusters: DeviceTraits::bulk_copies.
+  unsigned cluster = 0;
 };
 
 /// What launch() needs to know of a kernel. Lives for ever; a node of the list of all kernels.
