@@ -9,6 +9,7 @@
 //   moves   where the experts' rank adds: homes ask {local expert, form, weight} per choice, answers come one row per (token,
 //           rank), as words, packets or records by the home's number of tokens. Per choice (a hook's send half, which
 //           waits for nobody; LogFMT; exact): every row, as records, at [token][index among the token's experts there]
+//           Two strips a warp: first answers without a round (low_latency_combine_direct.cuh)
 //           Several tokens a block: rows through shared memory, own shares as answers (low_latency_combine_staged.cuh)
 //   syncs   heads and asks as words (G); answers G or G', records by a flag per chunk of tokens (A, B); per choice, chunks without
 //           rows have none: a home knows from its own choices which ranks have some
@@ -17,7 +18,7 @@
 
 #include <algorithm>
 
-#include "cuda/kernels/low_latency_combine_clerk.cuh"
+#include "cuda/kernels/low_latency_combine_direct.cuh"
 #include "cuda/kernels/low_latency_combine_staged.cuh"
 #include "cuda/runtime/launch.h"
 
@@ -34,7 +35,7 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
   const bool sends = (call.halves & kSend) != 0, receives = (call.halves & kReceive) != 0;
   constexpr bool kPerChoice = kTravel != Travel::kAnswers;
   Ahead ahead;
-  OwnStrips mine;
+  OwnStrip mine;
   Held held;
   Turn turn;
   if constexpr (kPerChoice) {
@@ -101,8 +102,12 @@ __device__ __forceinline__ void run_data_warp(const CombineParams& p, Shared& sh
   });
 }
 
+/// How those that answer come by rows and asks: strip by strip and round by round; two strips at once, the first ones without a round;
+/// rows through shared memory.
+enum class Way { kRounds, kDirect, kStaged };
+
 /// The comm warp.
-template <Travel kTravel>
+template <Travel kTravel, Way kWay>
 __device__ __forceinline__ void communicate(const CombineParams& p, Shared& shared, const Role& role) {
   const CallParams& call = p.call;
   Block& block = shared.block;
@@ -129,16 +134,16 @@ __device__ __forceinline__ void communicate(const CombineParams& p, Shared& shar
   if (lane_index() == 0) open = finds_gate_open(call, block, turn, enter_gate(call, turn));
   __syncwarp();  // see await()
   // Rows per choice wait for nobody; answers wait for what is asked, and not for long if this block has to retreat.
-  if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn);
+  if (kTravel != Travel::kAnswers) release_chunks(call, role, shared, turn, false);
   if (lane_index() == 0) tell_gate(block, open || pass_gate(call, block, turn));
   __syncwarp();
   if (receives) let_next_start();
   if (is_clerk_block()) release_marks(call, turn, ranks);  // nobody waits for them in this turn
-  if (kTravel == Travel::kAnswers) release_chunks(call, role, shared, turn);
+  if (kTravel == Travel::kAnswers) release_chunks(call, role, shared, turn, kWay == Way::kDirect);
 }
 
 /// The clerk.
-template <Travel kTravel, bool kStaged>
+template <Travel kTravel, Way kWay>
 __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& shared, const Role& role) {
   const CallParams& call = p.call;
   Block& block = shared.block;
@@ -173,7 +178,8 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
     } else {
       if (more) send_more_asks(call, turn, ranks);
       if (times) time_heads(call, block, turn);
-      return run_clerk<kStaged>(p, shared, turn);
+      if constexpr (kWay == Way::kDirect) return run_clerk_beside(p, shared, turn);
+      return run_clerk<kWay == Way::kStaged>(p, shared, turn);
     }
   }
   if (!receives) return;
@@ -183,35 +189,44 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
   ptx::barrier_sync(kRoundBarrier, role.answer_threads());
 }
 
-template <Travel kTravel, bool kStaged>
+template <Travel kTravel, Way kWay>
 __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
     combine_kernel(const __grid_constant__ CombineParams p) {
   extern __shared__ __align__(16) std::byte slots[];
   __shared__ Shared shared;
   const CallParams& call = p.call;
   clear(shared.block);
+  if (kWay == Way::kDirect && threadIdx.x < kMaxRanks) shared.release[0].chunk[threadIdx.x] = -1;
   if (threadIdx.x == 0) {
+    shared.release[0].last = false;
     shared.posted = 0;
     shared.ranks = 0;
   }
   __syncthreads();
   const Role role(call);
   if (role.comm) {
-    communicate<kTravel>(p, shared, role);
+    communicate<kTravel, kWay>(p, shared, role);
   } else if (role.clerk) {
-    keep_books<kTravel, kStaged>(p, shared, role);
-  } else if constexpr (kStaged) {
+    keep_books<kTravel, kWay>(p, shared, role);
+  } else if constexpr (kWay == Way::kDirect) {
+    run_direct(p, shared, role);
+  } else if constexpr (kWay == Way::kStaged) {
     run_staged(p, shared, role, reinterpret_cast<Slot*>(slots));
   } else {
     run_data_warp<kTravel>(p, shared, role);
   }
 }
 
-const Kernel<CombineParams> kAnswers(combine_kernel<Travel::kAnswers, false>, "low_latency::combine_kernel<answers>");
-const Kernel<CombineParams> kStagedAnswers(combine_kernel<Travel::kAnswers, true>,
+const Kernel<CombineParams> kAnswers(combine_kernel<Travel::kAnswers, Way::kRounds>,
+                                     "low_latency::combine_kernel<answers>");
+const Kernel<CombineParams> kDirectAnswers(combine_kernel<Travel::kAnswers, Way::kDirect>,
+                                           "low_latency::combine_kernel<answers, direct>");
+const Kernel<CombineParams> kStagedAnswers(combine_kernel<Travel::kAnswers, Way::kStaged>,
                                            "low_latency::combine_kernel<answers, staged>");
-const Kernel<CombineParams> kChoices(combine_kernel<Travel::kChoices, false>, "low_latency::combine_kernel<choices>");
-const Kernel<CombineParams> kLogFmt(combine_kernel<Travel::kLogFmt, false>, "low_latency::combine_kernel<logfmt>");
+const Kernel<CombineParams> kChoices(combine_kernel<Travel::kChoices, Way::kRounds>,
+                                     "low_latency::combine_kernel<choices>");
+const Kernel<CombineParams> kLogFmt(combine_kernel<Travel::kLogFmt, Way::kRounds>,
+                                    "low_latency::combine_kernel<logfmt>");
 
 }  // namespace homeward
 
@@ -238,8 +253,13 @@ void launch_combine(const CombineParams& params, int num_sms, bool early, cudaSt
   if (logfmt) return homeward::kLogFmt(shape, p);
   if (p.per_choice) return homeward::kChoices(shape, p);
   // Rows wait in shared memory where a block has several tokens, and its warps several strips each: otherwise that is no faster.
-  const bool staged = p.call.warps < p.call.piece_strips && are_several_a_chunk(p.call.routing.num_tokens);
-  if (!staged) return homeward::kAnswers(shape, p);
+  if (p.call.warps >= p.call.piece_strips) return homeward::kAnswers(shape, p);
+  if (!are_several_a_chunk(p.call.routing.num_tokens)) {
+    const std::int64_t bytes =
+        p.x_expert_stride * p.call.num_local_experts + p.x_row_stride * p.call.team.num_ranks * p.call.max_tokens;
+    const bool has_places = bytes <= homeward::HeldPairs::kMostBytes;
+    return (has_places ? homeward::kDirectAnswers : homeward::kAnswers)(shape, p);
+  }
   const std::size_t slot_bytes = static_cast<unsigned>(p.call.warps) * sizeof(homeward::Slot);
   const std::size_t room = device_traits().shared_bytes - sizeof(homeward::Shared);
   p.slots = std::clamp(static_cast<int>(room / slot_bytes), 1, homeward::Ring::kMostSlots);

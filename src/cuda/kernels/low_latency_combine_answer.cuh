@@ -73,11 +73,13 @@ static_assert(kMaxRanks < 31);
 
 struct Shared {
   Block block;
-  int posted;      ///< 1 = the clerk has told the first round
+  int posted;  ///< 1 = the clerk has told the first round; where warps take first asks by themselves: it has found them
   unsigned ranks;  ///< that this block may send to, bits
   Round round[2];  ///< this round and the next
   Release release[2];
   unsigned present[2];  ///< ranks whose flag of a chunk has come
+  Asked first[kMaxRanks *
+              kMaxTopK];  ///< first asks, choices of step after step, where warps may have to take them from here
 };
 
 /// One choice of an own token, in its lane.
@@ -135,8 +137,9 @@ __device__ __forceinline__ void at_one_of_two(int parity, Come&& come) {
 /// and with it all that the SM has stored. Hence one for all homes, as far as none gets a second flag.
 class Outbox {
  public:
-  __device__ __forceinline__ Outbox(const Role& role, Shared& shared)
-      : shared_(shared), threads_(role.answer_threads()) {}
+  /// `sent`: releases that comm has been told of before.
+  __device__ __forceinline__ Outbox(const Role& role, Shared& shared, int sent)
+      : shared_(shared), threads_(role.answer_threads()), sent_(sent) {}
 
   /// The answers to a home's chunk are stored.
   __device__ __forceinline__ void add(int home, int chunk) {
@@ -166,13 +169,13 @@ class Outbox {
   }
 
   Shared& shared_;
-  int threads_, sent_ = 0;
+  int threads_, sent_;
   unsigned homes_ = 0;  ///< that this one has a flag for, bits
   bool is_open_ = false;
 };
-/// The comm warp's side.
+/// The comm warp's side. `first`: of answers before any round, of which a block that retreats may have some only.
 __device__ __forceinline__ void release_chunks(const CallParams& call, const Role& role, const Shared& shared,
-                                               const Turn& turn) {
+                                               const Turn& turn, bool first) {
   const int threads = role.answer_threads(), home = lane_index();
   const bool is_home = home < call.team.num_ranks;
 #pragma unroll 1
@@ -180,7 +183,8 @@ __device__ __forceinline__ void release_chunks(const CallParams& call, const Rol
     const int parity = taken & 1;
     at_one_of_two<kStoredBarrier>(parity, [&](int barrier) { ptx::barrier_sync(barrier, threads); });
     const Release& release = shared.release[parity];
-    const int chunk = is_home ? release.chunk[home] : -1;
+    const int chunk = is_home && !(first && retreats(shared.block)) ? release.chunk[home] : -1;
+    first = false;
     const bool last = release.last;
     if (chunk >= 0 && (shared.ranks >> home & 1) != 0 && look_at(shared.block.broken) == 0) {
       publish(flag_in(region_to(call, turn, home), chunk), mark_of(call, turn));  // pattern A: one release for all
@@ -222,10 +226,11 @@ __device__ __forceinline__ void put_answer(const CallParams& call, const Turn& t
 }
 
 /// Those that answer: answer(round) for every round that the clerk tells, and flags behind those that complete a chunk.
+/// `sent`: releases before.
 template <class Answer>
-__device__ __forceinline__ void for_each_round(const CallParams& call, Shared& shared, const Role& role,
+__device__ __forceinline__ void for_each_round(const CallParams& call, Shared& shared, const Role& role, int sent,
                                                Answer&& answer) {
-  Outbox outbox(role, shared);
+  Outbox outbox(role, shared, sent);
 #pragma unroll 1
   for (int parity = 0;; parity ^= 1) {
     ptx::barrier_sync(kRoundBarrier, role.answer_threads());  // and whoever is here is through with the round before
@@ -252,15 +257,17 @@ struct Ahead {
   }
 };
 
-/// What a home asks about a choice: word 0 {epoch, form of the home's rows (16), local expert (16)}, word 1 {epoch, weight}.
+/// What a home asks about a choice: word 0 {epoch, form of the home's rows (3), its number of tokens (13), local expert (16)}, word 1
+/// {epoch, weight}.
 constexpr int kAskBits = 16;
 constexpr std::uint32_t kNotHere = (1u << kAskBits) - 1;
 static_assert(kMaxExperts < kNotHere);
-__device__ __forceinline__ std::uint32_t make_ask(Form form, int expert, bool here) {
-  return static_cast<std::uint32_t>(form) << kAskBits | (here ? static_cast<std::uint32_t>(expert) : kNotHere);
+__device__ __forceinline__ std::uint32_t make_ask(std::uint32_t head, int expert, bool here) {
+  return head << kAskBits | (here ? static_cast<std::uint32_t>(expert) : kNotHere);
 }
-__device__ __forceinline__ Form form_of_ask(std::uint64_t word) {
-  return static_cast<Form>(static_cast<std::uint32_t>(word) >> kAskBits);
+/// Form and number of tokens.
+__device__ __forceinline__ std::uint32_t head_of_ask(std::uint64_t word) {
+  return static_cast<std::uint32_t>(word) >> kAskBits;
 }
 /// Checked: -1 unless this rank has that expert.
 __device__ __forceinline__ Asked read_ask(const CallParams& call, std::uint64_t expert, std::uint64_t weight) {
@@ -290,7 +297,7 @@ __device__ __forceinline__ Asked read_ask(const CallParams& call, std::uint64_t 
     if (!there && any_lane(look_at(shared.posted) != 0)) return false;
   }
   ptx::fence_block();  // whoever said which ranks has acquired their marks (pattern F, litmus slot-reuse-cta)
-  const auto form = static_cast<Form>(from_lane(static_cast<int>(form_of_ask(expert)), 0));
+  const Form form = form_of(from_lane(head_of_ask(expert), 0));
   if (form == Form::kRecords) return false;
   Asked asked;
   if (lane_index() < call.top_k) asked = read_ask(call, expert, weight);
@@ -323,7 +330,7 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
 __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Role& role,
                                               const Turn& turn, Ahead& ahead, Held& held) {
   const CallParams& call = p.call;
-  for_each_round(call, shared, role, [&](const Round& round) {
+  for_each_round(call, shared, role, 0, [&](const Round& round) {
 #pragma unroll 1
     for (int i = 0; i < round.span.count; ++i) {
       const int step = round.span.step_of(i), token = round.span.token_of(i);
@@ -381,7 +388,7 @@ __device__ inline void send_choices(const CombineParams& p, Shared& shared, cons
   const CallParams& call = p.call;
   const bool all = is_refresh(turn.number);
   const int chunks = num_chunks(call.max_tokens), blocks = static_cast<int>(gridDim.x);
-  Outbox outbox(role, shared);
+  Outbox outbox(role, shared, 0);
   int at = this_share();
 #pragma unroll 1
   for (int step = 1; step <= call.team.num_ranks; ++step, at -= chunks) {  // one row of chunks, home after home

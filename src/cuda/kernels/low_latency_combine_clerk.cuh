@@ -11,12 +11,12 @@ namespace anyep::cuda::low_latency::homeward {
 __device__ __forceinline__ void send_asks(const CallParams& call, const Turn& turn, unsigned ranks, bool mine,
                                           std::uint64_t at, const HomeChoice& choice) {
   if (!mine) return;
-  const Form form = own_form(call, turn);
+  const std::uint32_t head = own_head(call, turn);
 #pragma unroll 1
   for (int step = 1; step < call.team.num_ranks; ++step) {
     const int rank = rank_above(call, step);
     if ((ranks >> rank & 1) == 0) continue;
-    const std::uint32_t expert = make_ask(form, choice.ask.expert, choice.rank == rank);
+    const std::uint32_t expert = make_ask(head, choice.ask.expert, choice.rank == rank);
     ptx::store_two_words(region_to(call, turn, rank) + at, make_word(expert, turn.number),
                          make_word(__float_as_uint(choice.ask.weight), turn.number));
   }
@@ -134,7 +134,7 @@ __device__ __forceinline__ void emit(Clerk<kStaged>& clerk, const Found& found, 
 
 /// What a clerk has done of its block's own share before serve() does the rest.
 struct Begun {
-  bool units;        ///< the first unit, of the homes whose rows are words or packets
+  unsigned units;    ///< steps of homes whose first unit is done, if their rows are words or packets
   unsigned records;  ///< steps of homes whose first chunk is done
 };
 
@@ -167,7 +167,7 @@ static __device__ __noinline__ int serve(const CombineParams& p, Shared& shared,
       const int kind = __ffs(static_cast<int>(kinds)) - 2;  // -1 = units, else a step
       const bool in_records = kind >= 0;
       const int tokens = in_records ? block.tokens[home_at(call, kind)] : most;
-      const bool done = in_records ? (begun.records >> kind & 1) != 0 : begun.units && first == 1;
+      const bool done = in_records ? (begun.records >> kind & 1) != 0 : (begun.units >> first & 1) != 0;
 #pragma unroll 1
       for (int at = share + (done ? blocks : 0); at < num_items(call, in_records, tokens); at += blocks) {
         const Item item = item_of(call, in_records, tokens, at);
@@ -243,7 +243,7 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
   const bool in_records = here && ahead.head.form == Form::kRecords;
   const unsigned records = __reduce_or_sync(kAllLanes, in_records ? 2u << clerk.lane.number : 0);
   const int most = __reduce_max_sync(kAllLanes, here ? ahead.head.tokens : 0);
-  Begun begun{false, 0};
+  Begun begun{0, 0};
   const unsigned present = __reduce_or_sync(kAllLanes, here && ahead.head.present ? 1u << home : 0);
   if (lane_index() == 0)
     block.present = present | 1u << call.team.rank;  // those at home want it, if nothing else comes
@@ -255,11 +255,11 @@ __device__ __forceinline__ void run_clerk(const CombineParams& p, Shared& shared
     if (in_records) units.here = false;
     all = alone && records == 0 && most * call.pieces <= blocks;  // no refresh: there all come in records
     emit(clerk, units, item, all_steps, -1, all);
-    begun.units = true;
+    begun.units = (1u << end) - 2;
   }
   if (!leaves && records != 0 && item.first == share && share < most && !are_several_a_chunk(most)) {
     // In a refresh the heads are needed in `block`: forget_unwritten() reads them there.
-    all = !begun.units && alone && most <= blocks && !is_refresh(turn.number);
+    all = begun.units == 0 && alone && most <= blocks && !is_refresh(turn.number);
 #pragma unroll 1
     for (int step = 1; step < end; ++step) {  // a chunk is a token, and this is the one
       if ((records >> step & 1) == 0) continue;

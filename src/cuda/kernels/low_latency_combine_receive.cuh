@@ -53,6 +53,10 @@ struct OwnToken {
     choice = at_choice.read(p.call);
     entry = at_entry.read(p);
   }
+  /// Ranks that host a choice, bits.
+  __device__ __forceinline__ unsigned hosts() const {
+    return __reduce_or_sync(kAllLanes, choice.rank >= 0 ? 1u << choice.rank : 0);
+  }
   /// What it asks this rank, in lanes.
   __device__ __forceinline__ Asked asked_here(const CallParams& call) const { return choice.asked_of(call.team.rank); }
 };
@@ -69,7 +73,7 @@ __device__ __forceinline__ void add_answers(const CombineParams& p, Block& block
                                             const Vectors<false>& mine) {
   const CallParams& call = p.call;
   Sums<false> total;
-  unsigned hosts = __reduce_or_sync(kAllLanes, own.choice.rank >= 0 ? 1u << own.choice.rank : 0) & present;
+  unsigned hosts = own.hosts() & present;
 #pragma unroll 1
   for (; hosts != 0; hosts &= hosts - 1) {
     const int rank = __ffs(static_cast<int>(hosts)) - 1;
@@ -104,43 +108,28 @@ __device__ __forceinline__ unsigned await_chunk(const CallParams& call, Shared& 
   return present;
 }
 
-/// This rank's share of strips of an own token, summed ahead: a warp's first one of its block's first item, and the next.
-struct OwnStrips {
+/// An own token, and this rank's share of one strip, as far as it is summed: of a block's first item ahead.
+struct OwnStrip {
   OwnToken own;
-  int strip = -1, next = -1;
-  Vectors<false> mine, next_mine;
+  int strip = -1;
+  Vectors<false> mine;
 
-  __device__ __forceinline__ Vectors<false> sum(const CombineParams& p, int which) const {
+  __device__ __forceinline__ void turn_to(const CombineParams& p, int token, int which) {
+    if (token != own.token) {
+      own.load(p, token);
+      strip = -1;
+    }
+    if (which == strip) return;
     Held held;
     load_rows(p, own.entry, which, held);
-    return weigh_own(p, own, which, held);
-  }
-  __device__ __forceinline__ void turn_to(const CombineParams& p, int token) {
-    if (token == own.token) return;
-    own.load(p, token);
-    strip = next = -1;
-  }
-  /// Two strips of an item's first token, as far as there are.
-  __device__ __forceinline__ void prepare(const CombineParams& p, const Item& item, const Role& role) {
-    turn_to(p, item.first);
-    const int first = item.first_strip + role.warp;
-#pragma unroll 1
-    for (int which = first; which < min(item.end_strip, first + 2 * role.warps); which += role.warps) {
-      if (which == strip) continue;
-      next_mine = sum(p, which);
-      if (which == first) {
-        strip = which;
-        mine = next_mine;
-      } else {
-        next = which;
-      }
-    }
+    mine = weigh_own(p, own, which, held);
+    strip = which;
   }
 };
 
 /// A share of the own tokens.
 __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& shared, const Role& role,
-                                                const Turn& turn, int share, OwnStrips& ahead, int& parity) {
+                                                const Turn& turn, int share, OwnStrip& ahead, int& parity) {
   const CallParams& call = p.call;
   Block& block = shared.block;
   const int tokens = call.routing.num_tokens;
@@ -152,7 +141,8 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
     unsigned present = answering(call, block);
     if (in_records) {
       const unsigned me = 1u << call.team.rank;
-      ahead.prepare(p, item, role);  // while the answers are on their way
+      const int strip = item.first_strip + role.warp;
+      if (strip < item.end_strip) ahead.turn_to(p, item.first, strip);  // while the answers are on their way
       present = await_chunk(call, shared, role, turn, at, ~me, parity) | me;
       if ((present & kLeaves) != 0) return;
     }
@@ -160,13 +150,7 @@ __device__ __forceinline__ void receive_answers(const CombineParams& p, Shared& 
     for (int token = item.first; token < item.end; ++token) {
 #pragma unroll 1
       for (int strip = item.first_strip + role.warp; strip < item.end_strip; strip += role.warps) {
-        ahead.turn_to(p, token);
-        if (strip == ahead.next) {
-          ahead.mine = ahead.next_mine;
-        } else if (strip != ahead.strip) {
-          ahead.mine = ahead.sum(p, strip);
-        }
-        ahead.strip = strip;
+        ahead.turn_to(p, token, strip);
         add_answers(p, block, turn, form, present, ahead.own, strip, ahead.mine);
       }
     }

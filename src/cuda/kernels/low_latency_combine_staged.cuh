@@ -174,7 +174,7 @@ struct Question {
 __device__ __forceinline__ void answer_staged(const CombineParams& p, Shared& shared, const Role& role,
                                               const Turn& turn, Ring& ring, Guess& guess) {
   const CallParams& call = p.call;
-  for_each_round(call, shared, role, [&](const Round& round) {
+  for_each_round(call, shared, role, 0, [&](const Round& round) {
     const int begun = guess.begun_of(ring, round);
     const Item numbers{0, round.span.count, round.item.first_strip, round.item.end_strip};
     flow(

@@ -74,6 +74,10 @@ __device__ __forceinline__ int tokens_of(std::uint64_t head) {
   return static_cast<int>(head & ((1u << kTokenBits) - 1));
 }
 
+__device__ __forceinline__ Form form_of(std::uint64_t head) {
+  return static_cast<Form>(head >> kTokenBits & 7);
+}
+
 /// Of a barrier that all warps of the block come to.
 __device__ __forceinline__ int all_threads() {
   return static_cast<int>(blockDim.x);

@@ -123,7 +123,7 @@ __device__ __forceinline__ bool see_head(const CallParams& call, const Turn& tur
 
 __device__ __forceinline__ Head head_of(std::uint64_t seen) {
   const std::uint32_t value = protocol::count_value(seen);
-  return {true, tokens_of(value), static_cast<Form>(value >> kTokenBits & 7)};
+  return {true, tokens_of(value), form_of(value)};
 }
 
 /// read_head() where masks are allowed, or something is wrong.
