@@ -114,6 +114,7 @@ class Test {
     pair.combine.hook = chance(30);
     pair.combine.exact = chance(15);
     pair.combine.find_rows = chance(30);
+    pair.combine.far_slabs = chance(30);
     pair.combine.wire = shape.hidden % 128 == 0 && chance(20) ? Wire::kLogFMT : Wire::kBF16;
     const int sms[] = {0, 0, 0, 1, 3, 16};
     pair.dispatch.num_sms = sms[below(6)];
@@ -302,7 +303,7 @@ class Test {
     p.x_row_stride = shape.hidden * 2;
     p.x_expert_stride = want.rows_per_expert * p.x_row_stride;
     // A lone expert's stride says nothing but how large its slabs could be: kernels that count their rows in 32 bits leave them to others.
-    if (want.local_experts == 1 && run.pair.wide_ids) p.x_expert_stride = std::int64_t{1} << 37;
+    if (want.local_experts == 1 && run.pair.combine.far_slabs) p.x_expert_stride = std::int64_t{1} << 37;
     p.rows = d.table;
     p.out = d.out;
     p.out_row_stride = shape.hidden * 2;

@@ -326,20 +326,29 @@ __device__ __forceinline__ void answer_early(const CombineParams& p, Shared& sha
   }
 }
 
+/// What a round asks of a warp: use(step, home, token, number in the span, asked), asked in lanes.
+template <class Use>
+__device__ __forceinline__ void for_each_asked(const CallParams& call, const Shared& shared, const Role& role,
+                                               const Round& round, Use&& use) {
+#pragma unroll 1
+  for (int i = 0; i < round.span.count; ++i) {
+    const int step = round.span.step_of(i), token = round.span.token_of(i);
+    if ((role.steps >> step & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
+    const int home = home_at(call, step);
+    if ((shared.ranks >> home & 1) == 0) continue;
+    Asked asked;
+    if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
+    if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
+    use(step, home, token, i, asked);
+  }
+}
+
 /// Until the clerk says that there is no more to answer. `held`: the rows ahead.
 __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& shared, const Role& role,
                                               const Turn& turn, Ahead& ahead, Held& held) {
   const CallParams& call = p.call;
   for_each_round(call, shared, role, 0, [&](const Round& round) {
-#pragma unroll 1
-    for (int i = 0; i < round.span.count; ++i) {
-      const int step = round.span.step_of(i), token = round.span.token_of(i);
-      if ((role.steps >> step & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
-      const int home = home_at(call, step);
-      if ((shared.ranks >> home & 1) == 0) continue;
-      Asked asked;
-      if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
-      if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
+    for_each_asked(call, shared, role, round, [&](int step, int home, int token, int i, const Asked& asked) {
       std::int32_t entry = ahead.entry;
       if (home != ahead.home || token != ahead.token) entry = RawEntry(p, home, token).read(p);
 #pragma unroll 1
@@ -352,7 +361,7 @@ __device__ __forceinline__ void answer_rounds(const CombineParams& p, Shared& sh
         const Vectors<false> sum = weigh(p, entry, asked, strip, held);
         put_answer(call, turn, round.form[round.span.place_of(i)], home, token, strip, sum);
       }
-    }
+    });
   });
 }
 

@@ -176,20 +176,11 @@ __device__ __forceinline__ void answer_first(const CombineParams& p, Shared& sha
 /// What is asked in one round. Out of line: mostly there is none.
 static __device__ __noinline__ void answer_round(const CombineParams& p, const Shared& shared, const Role& role,
                                                  const Turn turn, const Round& round) {
-  const CallParams& call = p.call;
   HeldPairs held;
-#pragma unroll 1
-  for (int i = 0; i < round.span.count; ++i) {
-    const int step = round.span.step_of(i), token = round.span.token_of(i);
-    if ((role.steps >> step & 1) == 0 || (round.asks >> (i * call.top_k) & 1) == 0) continue;
-    const int home = home_at(call, step);
-    if ((shared.ranks >> home & 1) == 0) continue;
-    Asked asked;
-    if (lane_index() < call.top_k) asked = round.asked[i * call.top_k + lane_index()];
-    if (!__any_sync(kAllLanes, asked.expert >= 0)) continue;
+  for_each_asked(p.call, shared, role, round, [&](int, int home, int token, int i, const Asked& asked) {
     answer_token(p, role, turn, round.form[round.span.place_of(i)], home, token, RawEntry(p, home, token).read(p),
                  asked, round.item.first_strip, round.item.end_strip, -1, held);
-  }
+  });
 }
 
 /// The clerk finds the first asks, for those who answer and have not seen them yet, and the heads. What is left for rounds: `left`.
