@@ -47,6 +47,8 @@ class ANYEP_API LocalGroup {
 
   int num_ranks() const;
   /// The bootstrap of one rank; called by that rank's thread or process. Several engines may use it, one after another.
+  /// A process that ends while it holds one is a death at once; one that has let go of it before, after two seconds in
+  /// which no other process has taken the rank. A rank that never came is waited for to the limit.
   std::unique_ptr<Bootstrap> member(int rank) const;
   /// A new group without the given ranks (dead, or not wanted); the others are numbered anew, ascending. Every one of them
   /// calls it with the same list. May be repeated.

@@ -64,7 +64,7 @@ bool Board::claim(int rank, pid_t* other) noexcept {
       count = low(seen) + 1;
     } else if (seen != 0) {
       ProcessId last = process(rank);
-      if (last.pid != holder) last = {holder, 0};  // claimed a moment ago, not signed yet
+      if (last.pid != holder) last = {holder, 0};  // another one since `seen`
       UniqueFd pidfd;
       if (look_up(last, pidfd) != Life::kDead) {
         *other = holder;
@@ -84,10 +84,7 @@ void Board::give_back(int rank) noexcept {
   std::uint64_t seen = mine.claim.load(kAcquire);
   const auto self = static_cast<std::uint64_t>(::getpid());
   while (high(seen) == self) {
-    const bool last = low(seen) <= 1;
-    // A process that has given its rank back may end: that is no death of the rank.
-    mine.pid.store(last ? 0 : self, kRelease);
-    if (mine.claim.compare_exchange_weak(seen, last ? 0 : seen - 1)) return;
+    if (mine.claim.compare_exchange_weak(seen, low(seen) <= 1 ? 0 : seen - 1)) return;
   }
 }
 
@@ -95,8 +92,14 @@ ProcessId Board::process(int rank) const noexcept {
   const Slot& other = slot(rank);
   const std::uint64_t pid = other.pid.load(kAcquire);
   const std::uint64_t start = other.start.load(kAcquire);
+  const std::uint64_t holder = high(other.claim.load(kAcquire));
+  if (holder != 0 && holder != pid) return {static_cast<pid_t>(holder), 0};  // claimed a moment ago, not signed yet
   if (other.pid.load(kRelaxed) != pid) return {};
   return {static_cast<pid_t>(pid), start};
+}
+
+bool Board::is_claimed_by(int rank, pid_t pid) const noexcept {
+  return high(slot(rank).claim.load(kAcquire)) == static_cast<std::uint32_t>(pid);
 }
 
 void Board::report_conflict(int rank, pid_t second) noexcept {

@@ -7,7 +7,7 @@
 //                                                           if mark and group are still the same afterwards
 //   attempt      slot's rank   all      relaxed             the last attempt that this rank has begun, in any group
 //   claim        any, by CAS   any      acquire-release     pid, number of bootstraps that act for the rank
-//   pid, start   slot's rank   all      release -> acquire  the rank's process; 0 = it has given the claim back
+//   pid, start   slot's rank   all      release -> acquire  the last process that claimed the rank; 0 = none has
 //   conflict     any           all      release -> acquire  attempt, pid of a second actor for the rank
 //   bell         any, by add   all      release -> acquire  futex: rung after every post
 //
@@ -50,8 +50,10 @@ class Board {
   bool claim(int rank, pid_t* other) noexcept;
   /// Undoes one claim() of this process.
   void give_back(int rank) noexcept;
-  /// The last process that claimed the rank; pid 0 = none has.
+  /// The last process that claimed the rank, whether it still acts for it or not; pid 0 = none has.
   ProcessId process(int rank) const noexcept;
+  /// `pid` has claimed the rank and not given it back. It may be dead.
+  bool is_claimed_by(int rank, pid_t pid) const noexcept;
 
   /// Spoils the exchange that `rank` is in or begins next, for all.
   void report_conflict(int rank, pid_t second) noexcept;

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -20,6 +21,9 @@ constexpr int kSpins = 200;
 constexpr int kYields = 50;
 // How soon a death is seen, and the longest sleep: nobody rings the bell for one who died.
 constexpr auto kLookAfter = 10ms;
+// How long a rank that its process gave back before it ended stays open for another one: a later process may take it,
+// but survivors who leave a failed engine for a new one give their ranks back, too, and any of them may be killed then.
+constexpr auto kTakenOver = 2s;
 
 std::uint64_t digest(const std::vector<int>& members) {
   return core::digest({reinterpret_cast<const char*>(members.data()), members.size() * sizeof(int)});
@@ -32,6 +36,7 @@ struct LocalMember::Round {
   struct Seen {
     pid_t pid = 0;
     UniqueFd pidfd = {};
+    std::optional<Clock::time_point> ended = {};  ///< when this was noticed
   };
 
   Step step;
@@ -197,16 +202,19 @@ void LocalMember::check_conflicts(const Round& round) const {
 
 void LocalMember::check_deaths(Round& round) const {
   std::vector<int> dead;
+  const Clock::time_point now = Clock::now();
   for (const int peer : round.missing) {
     const ProcessId process = board_.process(on_board(peer));
     if (process.pid == 0 || process.pid == process_) continue;
     Round::Seen& seen = round.processes[static_cast<std::size_t>(peer)];
     if (seen.pid != process.pid) {
-      seen.pid = process.pid;
-      if (look_up(process, seen.pidfd) == Life::kDead) dead.push_back(peer);
-    } else if (seen.pidfd && has_exited(seen.pidfd.get())) {
-      dead.push_back(peer);
+      seen = {process.pid};
+      if (look_up(process, seen.pidfd) == Life::kDead) seen.ended = now;
+    } else if (!seen.ended && seen.pidfd && has_exited(seen.pidfd.get())) {
+      seen.ended = now;
     }
+    if (!seen.ended) continue;
+    if (board_.is_claimed_by(on_board(peer), seen.pid) || now - *seen.ended >= kTakenOver) dead.push_back(peer);
   }
   if (dead.empty()) return;
   const std::string text = fmt::format("{} died before the exchange was complete", name_ranks(dead));

@@ -57,6 +57,22 @@ TEST(BootstrapProcess, AKilledRankIsNamedSoonAndTheRestGoOn) {
             {2});
 }
 
+TEST(BootstrapProcess, ARankKilledBetweenTwoMembersIsNamedToo) {
+  const LocalGroup group(3);
+  run_world(3,
+            [&](int rank) {
+              EXPECT_EQ(gather_sum(*group.member(rank), 1, in(20s)), 3);
+              if (rank == 2) ::raise(SIGKILL);  // as a survivor on its way from a failed engine to a new one
+              const auto start = Clock::now();
+              const auto bootstrap = group.member(rank);
+              const Error error = thrown([&] { gather_sum(*bootstrap, 1, in(30s)); });
+              EXPECT_EQ(error.code, ErrorCode::kPeerDead) << error.what();
+              EXPECT_THAT(error.peers, ElementsAre(2));
+              EXPECT_LT(since(start), 4s);
+            },
+            {2});
+}
+
 TEST(BootstrapProcess, AllDeadRanksAreNamed) {
   const LocalGroup group(3);
   run_world(3,

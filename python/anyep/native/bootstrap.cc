@@ -46,7 +46,10 @@ void bind_bootstrap(nb::module_& module) {
       "before they start; each rank takes member(rank).")
       .def(nb::init<int>(), nb::arg("num_ranks"))
       .def_prop_ro("num_ranks", &LocalGroup::num_ranks)
-      .def("member", &LocalGroup::member, nb::arg("rank"), "The bootstrap of one rank.")
+      .def("member", &LocalGroup::member, nb::arg("rank"),
+           "The bootstrap of one rank. A process that ends while it holds one is a death at once; one that has let go "
+           "of "
+           "it before, after two seconds in which no other process has taken the rank.")
       .def(
           "member_without",
           [](const LocalGroup& group, int rank, const std::vector<int>& gone) {
