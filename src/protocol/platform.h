@@ -1,24 +1,27 @@
-// What differs between GPU and CPU: atomics at system scope, the clock, how to relax in a poll loop.
+// What differs between GPU and CPU: atomics at system scope, the clock, how to relax in a poll loop. ANYEP_EMULATION is the GPU's
+// code on emulated GPUs (tests/emulation).
 #pragma once
 
 #include <cstdint>
 
 #include "core/hd.h"
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) && !defined(ANYEP_EMULATION)
 #include <cuda/atomic>
 #else
 #include <atomic>
 #endif
 
-#if !defined(__CUDA_ARCH__)
+#if defined(ANYEP_EMULATION)
+#include "tests/emulation/emulation.h"
+#elif !defined(__CUDA_ARCH__)
 #include <sched.h>
 #include <time.h>
 #endif
 
 namespace anyep::protocol {
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) && !defined(ANYEP_EMULATION)
 template <class T>
 using SharedRef = ::cuda::atomic_ref<T, ::cuda::thread_scope_system>;
 using Order = ::cuda::std::memory_order;
@@ -56,7 +59,9 @@ class Shared {
 /// Nanoseconds of a clock that never goes back: %globaltimer on the GPU (cycle counters change speed), CLOCK_MONOTONIC
 /// here.
 ANYEP_HD inline std::uint64_t now_ns() {
-#if defined(__CUDA_ARCH__)
+#if defined(ANYEP_EMULATION)
+  return emulation::clock_ns();
+#elif defined(__CUDA_ARCH__)
   std::uint64_t now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
   return now;

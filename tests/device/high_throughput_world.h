@@ -187,6 +187,7 @@ inline bool wait_for_page(const Rank& rank, const cuda::CountsPage& page) {
     }
     if (protocol::now_ns() - start > 10'000'000'000u) return false;
     if (std::atomic_ref<std::uint32_t>(rank.record->ready).load(std::memory_order_acquire) != 0) return false;
+    std::this_thread::yield();
   }
 }
 

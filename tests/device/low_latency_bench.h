@@ -13,13 +13,20 @@
 
 namespace anyep::test {
 
-static __global__ void fill_bf16(std::uint16_t* to, std::size_t count, unsigned salt) {
-  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
+struct FillParams {
+  std::uint16_t* to;
+  std::size_t count;
+  unsigned salt;
+};
+static __global__ void fill_bf16(const __grid_constant__ FillParams p) {
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < p.count;
        i += std::size_t{gridDim.x} * blockDim.x) {
-    const unsigned mixed = (static_cast<unsigned>(i) * 2654435761u ^ salt) >> 8;
-    to[i] = static_cast<std::uint16_t>((mixed & 0x8000u) | (124 + (mixed >> 20) % 4) << 7 | (mixed & 0x7fu));
+    const unsigned mixed = (static_cast<unsigned>(i) * 2654435761u ^ p.salt) >> 8;
+    p.to[i] = static_cast<std::uint16_t>((mixed & 0x8000u) | (124 + (mixed >> 20) % 4) << 7 | (mixed & 0x7fu));
   }
 }
+
+static const cuda::Kernel<FillParams> kFill(fill_bf16, "fill_bf16");
 
 class Bench {
  public:
@@ -49,7 +56,8 @@ class Bench {
         set.weights = device_memory<float>(static_cast<std::size_t>(kMost) * kTopK);
         set.out = device_memory<std::uint16_t>(static_cast<std::size_t>(kMost) * kHidden);
         set.range = device_memory<std::int64_t>(kExperts);
-        fill_bf16<<<512, 256>>>(set.x, static_cast<std::size_t>(kMost) * kHidden, static_cast<unsigned>(r));
+        kFill({.blocks = 512, .threads = 256},
+              {set.x, static_cast<std::size_t>(kMost) * kHidden, static_cast<unsigned>(r)});
         std::mt19937_64 random(static_cast<unsigned>(r * 100 + (&set - data.sets)));
         std::vector<std::int64_t> ids;
         std::vector<float> weights(static_cast<std::size_t>(kMost) * kTopK, 0.125f);
@@ -65,7 +73,7 @@ class Bench {
         CHECK_CUDA(cudaMemcpy(set.ids, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice));
         CHECK_CUDA(cudaMemcpy(set.weights, weights.data(), weights.size() * 4, cudaMemcpyHostToDevice));
       }
-      fill_bf16<<<512, 256>>>(data.y, rows * kHidden, static_cast<unsigned>(r) + 77);
+      kFill({.blocks = 512, .threads = 256}, {data.y, rows * kHidden, static_cast<unsigned>(r) + 77});
       CHECK_CUDA(cudaEventCreate(&data.from));
       CHECK_CUDA(cudaEventCreate(&data.to));
       CHECK_CUDA(cudaDeviceSynchronize());

@@ -11,11 +11,15 @@
 
 namespace anyep::test {
 
-static __global__ void linger(std::uint64_t ns) {
+struct LingerParams {
+  std::uint64_t ns;
+};
+static __global__ void linger(const __grid_constant__ LingerParams p) {
   const std::uint64_t from = protocol::now_ns();
-  while (protocol::now_ns() - from < ns) {
+  while (protocol::now_ns() - from < p.ns) {
   }
 }
+static const cuda::Kernel<LingerParams> kLinger(linger, "linger");
 
 /// Host and device memory of one rank for one pair.
 struct Buffers {
@@ -324,7 +328,7 @@ class Test {
 
   /// Ranks that share a GPU leave room for each other.
   int sms(const Options& options) const {
-    const int share = 132 * world_.num_gpus() / world_.num_ranks();
+    const int share = cuda::device_traits().num_sms * world_.num_gpus() / world_.num_ranks();
     return options.num_sms == 0 ? share : std::min(options.num_sms, share);
   }
 
@@ -407,7 +411,7 @@ class Test {
     if (!chance(percent)) return;
     Rank& rank = world_.at(below(world_.num_ranks()));
     CHECK_CUDA(cudaSetDevice(rank.device));
-    linger<<<1, 1, 0, rank.stream>>>(static_cast<std::uint64_t>(below(200'000)));
+    kLinger({.blocks = 1, .threads = 1, .stream = rank.stream}, {static_cast<std::uint64_t>(below(200'000))});
   }
 
   bool settled(const char* what) {

@@ -16,6 +16,7 @@
 #include "cuda/kernels/barrier.h"
 #include "cuda/kernels/low_latency_combine.h"
 #include "cuda/kernels/low_latency_dispatch.h"
+#include "cuda/runtime/launch.h"
 #include "protocol/word.h"
 
 #define CHECK_CUDA(call)                                                                     \

@@ -4,6 +4,7 @@
 // them orders is said where it is used; functions that say it by name are in bulk.cuh and mbarrier.cuh.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 /// Bulk copies and clusters: Hopper and data-center Blackwell, which have 227 KiB of shared memory. Elsewhere the portable path runs.
@@ -20,6 +21,13 @@ inline constexpr bool kBulkCopies = ANYEP_BULK_COPIES != 0;
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// The shared memory that the launch asked for, beside what kernels declare. A unit uses one alignment.
+template <std::size_t kAlignment>
+__device__ __forceinline__ std::byte* dynamic_shared() {
+  extern __shared__ __align__(kAlignment) std::byte of_the_launch[];
+  return of_the_launch;
 }
 
 /// Makes the compiler have a pointer ready here, not where it is first used.

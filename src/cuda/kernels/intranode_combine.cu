@@ -34,7 +34,7 @@ constexpr int kMaxWarps = kForm == Form::kGather ? kGatherWarps + kWeightWarps :
 /// False for a thread that has failed. kOfSeveral: of a launch that takes several turns.
 template <Form kForm, bool kWeighted, class Type, bool kOfSeveral = false>
 __device__ __forceinline__ bool run_block(const CombineLaunch& a) {
-  extern __shared__ __align__(128) std::byte stages[];
+  std::byte* const stages = ptx::dynamic_shared<128>();
   __shared__ std::uint64_t loaded[kGatherWarps * kSumStages];
   __shared__ Turn turn;
   __shared__ TurnRows rows;

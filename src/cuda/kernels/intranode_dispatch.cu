@@ -57,7 +57,7 @@ __device__ void take_back_launch(const DispatchParams& p) {
 /// The whole op of one block.
 template <bool kBulk>
 __device__ __forceinline__ void run_block(const DispatchLaunch& a) {
-  extern __shared__ __align__(128) std::byte stages[];
+  std::byte* const stages = ptx::dynamic_shared<128>();
   __shared__ std::uint64_t loaded[kMaxRowWarps * kRowStages];
   const DispatchParams& p = a.params;
   if (p.behind_notify == 0) ptx::grid_dependency_wait();

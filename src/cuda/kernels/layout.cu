@@ -60,7 +60,7 @@ __device__ void add_to_outputs(const LayoutParams& p, const Counted& mine) {
 /// Counts are kept per block in shared memory and added once.
 template <bool kCluster>
 __global__ void __launch_bounds__(kThreads) layout_kernel(const __grid_constant__ LayoutParams p) {
-  extern __shared__ __align__(16) std::byte memory[];
+  std::byte* const memory = ptx::dynamic_shared<16>();
   __shared__ std::int32_t tokens[32];
   __shared__ std::uint32_t ranks_of[kThreads];
   auto* const pairs = reinterpret_cast<std::int32_t*>(memory);

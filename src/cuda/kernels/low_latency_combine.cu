@@ -192,7 +192,7 @@ __device__ __forceinline__ void keep_books(const CombineParams& p, Shared& share
 template <Travel kTravel, Way kWay>
 __global__ void __launch_bounds__((kMostWarps + kServiceWarps) * kLanes, 1)
     combine_kernel(const __grid_constant__ CombineParams p) {
-  extern __shared__ __align__(16) std::byte slots[];
+  std::byte* const slots = ptx::dynamic_shared<16>();
   __shared__ Shared shared;
   const CallParams& call = p.call;
   clear(shared.block);

@@ -64,7 +64,7 @@ __device__ __forceinline__ void communicate(const DispatchParams& p, Shared& sha
 template <bool kFp8, int kWays>
 __global__ void __launch_bounds__((kAllWarps + kServiceWarps) * kLanes, 1)
     dispatch_kernel(const __grid_constant__ DispatchParams p) {
-  extern __shared__ __align__(128) std::byte slots[];
+  std::byte* const slots = ptx::dynamic_shared<128>();
   __shared__ Shared shared;
   const CallParams& call = p.call;
   Block& block = shared.block;

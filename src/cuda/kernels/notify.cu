@@ -280,7 +280,7 @@ __device__ void write_page(const NotifyParams& p, const Exchange& all) {
 }  // namespace
 
 __global__ void __launch_bounds__(kThreads) notify_kernel(const __grid_constant__ NotifyParams p) {
-  extern __shared__ __align__(16) std::byte memory[];
+  std::byte* const memory = ptx::dynamic_shared<16>();
   __shared__ std::int32_t rows[kMaxRanks], first_expert[kMaxRanks];
   __shared__ std::uint32_t ranks_of[kThreads];
   __shared__ Exchange all;
