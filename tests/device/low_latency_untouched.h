@@ -13,6 +13,9 @@ class Untouched {
  public:
   Untouched(World& world, Test& test) : world_(world), test_(test) {}
 
+  /// A part of run(): through the clearing turns, in records. Blocks that retreat there have not cleared all that is theirs.
+  bool records_go_around() { return go_around(200, Wire::kBF16, kThrough) == Outcome::kRight; }
+
   bool run() {
     struct Form {
       const char* name;

@@ -425,17 +425,22 @@ static __device__ __noinline__ void forget_unwritten(const CombineParams& p, con
   const unsigned threads = static_cast<unsigned>(role.answerers * kLanes);
   const std::uint32_t first_word =
       per_choice ? kCountsAt : call.cut.table_word(static_cast<unsigned>(call.routing.num_tokens), 0);
-  const int me = call.team.rank;
-  // A block that retreats may not know which flags its peers get: it leaves them to the next refresh.
-  const bool knows = !any_lane(retreats(block));
-  refresh(
-      call, turn, shared.ranks, first_word,
-      [&call, &block, per_choice, me, knows](int peer) {
-        if (per_choice) return num_chunks(call.max_tokens);
-        if (!knows) return kMaxChunks;
-        return peer == me || block.form[peer] != Form::kRecords ? 0 : num_chunks(block.tokens[peer]);
-      },
-      blockIdx.x * threads + threadIdx.x, gridDim.x * threads);
+  const auto worker_of = [threads](int share) { return static_cast<unsigned>(share) * threads + threadIdx.x; };
+  const unsigned workers = gridDim.x * threads;
+  refresh(call, turn, shared.ranks, first_word, worker_of(this_share()), workers);
+  const auto clear_flags = [&](int share) {
+    refresh_flags(
+        call, turn, shared.ranks,
+        [&call, &block, per_choice](int peer) {
+          if (per_choice) return num_chunks(call.max_tokens);
+          return peer == call.team.rank || block.form[peer] != Form::kRecords ? 0 : num_chunks(block.tokens[peer]);
+        },
+        worker_of(share), workers);
+  };
+  if (per_choice) return clear_flags(this_share());
+  // A block that retreats may not know which flags its peers get: the one that serves in its place clears its share of the others.
+  if (any_lane(retreats(block))) return;
+  for_each_share(block, true, clear_flags);
 }
 
 }  // namespace anyep::cuda::low_latency::homeward

@@ -334,11 +334,11 @@ static __device__ __noinline__ void send_more_rows(const DispatchParams& p, Shar
   }
   if (!is_refresh(turn.number)) return;
   const int me = call.team.rank;
-  refresh(
-      call, turn, ranks, call.cut.table_word(static_cast<unsigned>(tokens), 0),
-      [me, tokens](int peer) { return peer == me ? 0 : num_chunks(tokens); },
-      blockIdx.x * static_cast<unsigned>(role.warps * kLanes) + threadIdx.x,
-      gridDim.x * static_cast<unsigned>(role.warps * kLanes));
+  const unsigned threads = static_cast<unsigned>(role.warps * kLanes);
+  const unsigned worker = blockIdx.x * threads + threadIdx.x, workers = gridDim.x * threads;
+  refresh(call, turn, ranks, call.cut.table_word(static_cast<unsigned>(tokens), 0), worker, workers);
+  refresh_flags(
+      call, turn, ranks, [me, tokens](int peer) { return peer == me ? 0 : num_chunks(tokens); }, worker, workers);
 }
 
 /// Senders: this rank's rows to peers. Returns the block's first strips, which their sender has in registers.

@@ -210,11 +210,24 @@ static __device__ __noinline__ void time_heads(const CallParams& call, Block& bl
 
 // ---- refresh -------------------------------------------------------------------------------------------------------
 
-/// In a refresh turn, by all of `workers` threads: clears, at `ranks`, what this rank does not write in this turn.
-/// `first_word`: the first word beyond head, counts and table; chunks(peer): flags in use there.
+/// In a refresh turn, by all of `workers` threads: clears, at `ranks`, the flags that this rank does not write in this turn.
+/// chunks(peer): flags in use there.
 template <class Chunks>
-__device__ __noinline__ void refresh(const CallParams& call, const Turn& turn, unsigned ranks, std::uint32_t first_word,
-                                     Chunks chunks, std::uint32_t worker, std::uint32_t workers) {
+__device__ __noinline__ void refresh_flags(const CallParams& call, const Turn& turn, unsigned ranks, Chunks chunks,
+                                           std::uint32_t worker, std::uint32_t workers) {
+#pragma unroll 1
+  for (int peer = 0; peer < call.team.num_ranks; ++peer) {
+    if ((ranks >> peer & 1) == 0) continue;
+    std::byte* const region = region_to(call, turn, peer);
+    for (std::uint32_t i = static_cast<std::uint32_t>(chunks(peer)) + worker; i < kMaxChunks; i += workers) {
+      protocol::Shared(flag_in(region, static_cast<int>(i))).store(0, protocol::kRelaxed);
+    }
+  }
+}
+
+/// Likewise words and packets. `first_word`: the first one beyond head, counts and table.
+static __device__ __noinline__ void refresh(const CallParams& call, const Turn& turn, unsigned ranks,
+                                            std::uint32_t first_word, std::uint32_t worker, std::uint32_t workers) {
 #pragma unroll 1
   for (int peer = 0; peer < call.team.num_ranks; ++peer) {
     if ((ranks >> peer & 1) == 0) continue;
@@ -224,9 +237,6 @@ __device__ __noinline__ void refresh(const CallParams& call, const Turn& turn, u
     }
     for (std::uint64_t i = worker; i < call.layout.num_packets; i += workers) {
       ptx::store_packet(region + call.layout.packets + i * 16, 0, 0);
-    }
-    for (std::uint32_t i = static_cast<std::uint32_t>(chunks(peer)) + worker; i < kMaxChunks; i += workers) {
-      protocol::Shared(flag_in(region, static_cast<int>(i))).store(0, protocol::kRelaxed);
     }
   }
 }
