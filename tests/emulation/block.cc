@@ -182,14 +182,7 @@ void Block::wake(Thread& thread) {
 const std::uint64_t* Block::meet(const char* what, unsigned mask, std::uint64_t value) {
   const unsigned index = current_->place.thread.x, lane = index % 32, warp = index / 32;
   if ((mask >> lane & 1) == 0) give_up(std::string(what) + ": the mask lacks the caller");
-  std::vector<Meeting>& all = meetings_[warp];
-  auto meeting = std::ranges::find_if(all, [&](const Meeting& one) { return one.mask == mask; });
-  if (meeting == all.end()) {
-    all.reserve(32);  // pointers into it stay
-    if (all.size() == 32) std::erase_if(all, [](const Meeting& one) { return one.arrived == 0 && one.mask != ~0u; });
-    meeting = all.insert(all.end(), Meeting{.mask = mask});
-  }
-  Meeting& at = *meeting;
+  Meeting& at = meetings_[warp][mask];
   if (at.arrived == 0) at.what = what;
   if (std::strcmp(at.what, what) != 0) give_up(std::string(what) + " meets " + at.what);
   at.values[lane] = value;

@@ -3,6 +3,7 @@
 
 #include <boost/context/fiber.hpp>
 #include <deque>
+#include <map>
 #include <random>
 #include <semaphore>
 #include <string>
@@ -46,7 +47,7 @@ struct Copy {
 
 /// Lanes of a warp that name the same mask.
 struct Meeting {
-  unsigned mask = 0, arrived = 0;
+  unsigned arrived = 0;  ///< bits
   const char* what = nullptr;
   std::uint64_t values[32] = {}, result[32] = {};
 };
@@ -107,7 +108,7 @@ class Block {
   Run& run_;
   std::mt19937_64 random_;
   std::vector<Thread> threads_;
-  std::vector<std::vector<Meeting>> meetings_;  // by warp
+  std::vector<std::map<unsigned, Meeting>> meetings_;  // by warp; by mask
   std::vector<Barrier> barriers_;
   Barrier whole_;
   std::deque<Thread*> ready_;

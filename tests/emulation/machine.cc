@@ -57,7 +57,7 @@ bool Run::next_may_start() const {
 }
 
 std::size_t Run::threads_of_block() const {
-  const std::size_t of_shared = 2048 * launch_.shared_bytes / traits().shared_bytes;
+  const std::size_t of_shared = kThreadsPerSm * launch_.shared_bytes / traits().shared_bytes;
   return std::max<std::size_t>(launch_.threads, of_shared);
 }
 

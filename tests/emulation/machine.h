@@ -15,6 +15,8 @@
 
 namespace anyep::emulation {
 
+inline constexpr std::size_t kThreadsPerSm = 2048;
+
 /// A launch under way.
 class Run {
  public:
@@ -91,7 +93,6 @@ class Machine {
  private:
   /// Of a thread between two of its meetings with others. Limits of kernels are counted in it.
   static constexpr std::uint64_t kNsPerStep = 4;
-  static constexpr std::size_t kThreadsPerSm = 2048;
 
   Machine();
   void work();

@@ -63,9 +63,10 @@ Memory& memory() {
   return *all;
 }
 
-/// What is synchronous waits for the GPU's streams, as the default stream would for blocking ones.
-cudaError_t after_all(const std::function<void()>& action) {
-  Machine::get().wait_for_gpu(current_gpu);
+/// What is synchronous is in the default stream, which streams that do not block it do not wait for.
+cudaError_t in_default_stream(const std::function<void()>& action) {
+  Machine& machine = Machine::get();
+  machine.wait(machine.default_stream(current_gpu));
   action();
   return cudaSuccess;
 }
@@ -97,7 +98,8 @@ cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
-  return after_all([] {});
+  Machine::get().wait_for_gpu(current_gpu);
+  return cudaSuccess;
 }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
   return cudaSuccess;
@@ -108,7 +110,9 @@ cudaError_t cudaMalloc(void** to, std::size_t bytes) {
   return *to == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFree(void* at) {
-  return after_all([&] { memory().give_back(at); });
+  Machine::get().wait_for_gpu(current_gpu);
+  memory().give_back(at);
+  return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** to, std::size_t bytes, unsigned) {
   return cudaMalloc(to, bytes);
@@ -117,14 +121,14 @@ cudaError_t cudaFreeHost(void* at) {
   return cudaFree(at);
 }
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
-  return after_all([&] { std::memset(to, value, bytes); });
+  return in_default_stream([&] { std::memset(to, value, bytes); });
 }
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  return after_all([&] { std::memcpy(to, from, bytes); });
+  return in_default_stream([&] { std::memcpy(to, from, bytes); });
 }
 cudaError_t cudaMemcpy2D(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
                          std::size_t height, cudaMemcpyKind) {
-  return after_all([&] {
+  return in_default_stream([&] {
     for (std::size_t row = 0; row < height; ++row) {
       std::memcpy(static_cast<std::byte*>(to) + row * to_pitch, static_cast<const std::byte*>(from) + row * from_pitch,
                   width);
