@@ -35,28 +35,10 @@
 struct alignas(16) uint4 {
   std::uint32_t x, y, z, w;
 };
-struct alignas(8) uint2 {
-  std::uint32_t x, y;
-};
-struct alignas(16) int4 {
-  std::int32_t x, y, z, w;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
 struct alignas(8) float2 {
   float x, y;
 };
 inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::uint32_t w) {
-  return {x, y, z, w};
-}
-inline uint2 make_uint2(std::uint32_t x, std::uint32_t y) {
-  return {x, y};
-}
-inline float2 make_float2(float x, float y) {
-  return {x, y};
-}
-inline float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
 
@@ -75,8 +57,6 @@ inline void __syncwarp(unsigned mask = ~0u) {
   (void)anyep::emulation::meet("__syncwarp", mask, 0);
 }
 inline void __threadfence_block() {}
-inline void __threadfence() {}
-inline void __threadfence_system() {}
 
 namespace anyep::emulation {
 
@@ -171,10 +151,6 @@ T __reduce_add_sync(unsigned mask, T value) {
 template <class T>
 T __reduce_max_sync(unsigned mask, T value) {
   return anyep::emulation::reduce("__reduce_max_sync", mask, value, [](T a, T b) { return std::max(a, b); });
-}
-template <class T>
-T __reduce_min_sync(unsigned mask, T value) {
-  return anyep::emulation::reduce("__reduce_min_sync", mask, value, [](T a, T b) { return std::min(a, b); });
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
   return anyep::emulation::reduce("__reduce_or_sync", mask, value, [](unsigned a, unsigned b) { return a | b; });
