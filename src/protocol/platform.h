@@ -1,5 +1,5 @@
 // What differs between GPU and CPU: atomics at system scope, the clock, how to relax in a poll loop. ANYEP_EMULATION is the GPU's
-// code on emulated GPUs (tests/emulation).
+// code on emulated GPUs (tests/emulation), whose clock is declared before anything else.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,7 @@
 #include <atomic>
 #endif
 
-#if defined(ANYEP_EMULATION)
-#include "tests/emulation/emulation.h"
-#elif !defined(__CUDA_ARCH__)
+#if !defined(__CUDA_ARCH__)
 #include <sched.h>
 #include <time.h>
 #endif

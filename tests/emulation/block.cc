@@ -1,6 +1,5 @@
 #include "block.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,11 +8,12 @@
 #include <utility>
 
 #include "machine.h"
+#include "pages.h"
 
 namespace anyep::emulation {
 namespace {
 
-constexpr std::size_t kPageBytes = 4096, kStackBytes = 64 << 10;
+constexpr std::size_t kStackBytes = 64 << 10;
 /// Basic blocks that a thread runs at most before another one does.
 constexpr std::uint64_t kMostPatience = 100;
 
@@ -45,15 +45,19 @@ class Stacks {
   }
   static void map_more() {
     constexpr std::size_t kMany = 256;
-    void* const memory = ::mmap(nullptr, kMany * kStackBytes, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    for (std::size_t i = 1; i <= kMany; ++i) free().push_back(static_cast<std::byte*>(memory) + i * kStackBytes);
+    std::byte* const memory = map_pages(kMany * kStackBytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    for (std::size_t i = 1; i <= kMany; ++i) free().push_back(memory + i * kStackBytes);
   }
 };
 
 bool is_multiple(const void* pointer, std::uint32_t of) {
   return reinterpret_cast<std::uintptr_t>(pointer) % of == 0;
+}
+
+const char* state_of(const Thread& thread) {
+  if (thread.ended) return "ended";
+  return thread.waits != nullptr ? thread.waits : "runs";
 }
 
 }  // namespace
@@ -75,12 +79,10 @@ Block::Block(Run& run, unsigned index)
       barriers_(16),
       live_(static_cast<int>(run.launch().threads)) {
   const Launch& launch = run.launch();
-  shared_bytes_ = (launch.shared_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-  if (shared_bytes_ > 0) {
-    shared_ = static_cast<std::byte*>(
-        ::mmap(nullptr, shared_bytes_ + kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    ::mprotect(shared_ + shared_bytes_, kPageBytes, PROT_NONE);
-    std::memset(shared_, 0xCD, shared_bytes_);
+  if (launch.shared_bytes > 0) {
+    shared_ = map_pages(launch.shared_bytes);
+    if (shared_ == nullptr) throw std::bad_alloc();
+    std::memset(shared_, 0xCD, launch.shared_bytes);
   }
   for (unsigned i = 0; i < launch.threads; ++i) {
     threads_[i].place = {{i, 0, 0}, {index, 0, 0}, {launch.threads, 1, 1}, {launch.blocks, 1, 1}};
@@ -93,7 +95,7 @@ Block::~Block() {
   over_ = true;
   go_.release();
   own_.join();
-  if (shared_ != nullptr) ::munmap(shared_, shared_bytes_ + kPageBytes);
+  if (shared_ != nullptr) unmap_pages(shared_, run_.launch().shared_bytes);
 }
 
 std::uint64_t Block::advance(std::uint64_t steps) {
@@ -195,8 +197,7 @@ const std::uint64_t* Block::meet(const char* what, unsigned mask, std::uint64_t 
   std::ranges::copy(at.values, at.result);
   for (unsigned other = 0; other < 32; ++other) {
     if ((mask >> other & 1) == 0 || other == lane) continue;
-    Thread& thread = threads_[warp * 32 + other];
-    wake(thread);
+    wake(threads_[warp * 32 + other]);
   }
   return at.result;
 }
@@ -297,11 +298,8 @@ void Block::give_up(const std::string& text) const {
   if (current_ != nullptr) std::fprintf(stderr, ", thread %u", current_->place.thread.x);
   std::fprintf(stderr, ": %s\n", text.c_str());
   for (std::size_t i = 0; i < threads_.size(); ++i) {
-    const char* const now = threads_[i].ended ? "ended" : threads_[i].waits != nullptr ? threads_[i].waits : "runs";
-    const char* const before = i % 32 == 0                        ? ""
-                               : threads_[i - 1].ended            ? "ended"
-                               : threads_[i - 1].waits != nullptr ? threads_[i - 1].waits
-                                                                  : "runs";
+    const char* const now = state_of(threads_[i]);
+    const char* const before = i % 32 == 0 ? "" : state_of(threads_[i - 1]);
     if (std::strcmp(now, before) != 0) std::fprintf(stderr, "  warp %zu, from lane %zu: %s\n", i / 32, i % 32, now);
   }
   ::_exit(5);

@@ -116,7 +116,6 @@ class Block {
   Thread* current_ = nullptr;
   int live_ = 0;
   std::byte* shared_ = nullptr;
-  std::size_t shared_bytes_ = 0;
   std::uint64_t steps_ = 0, looks_ = 0;
   std::uint64_t now_ = 0, first_due_ = ~std::uint64_t{0};  ///< in steps of the block; of copies
   bool idle_ = false, over_ = false;

@@ -10,7 +10,7 @@
 //   not modelled  weak memory (x86 keeps stores in order), caches, the time that anything takes
 //
 // What no GPU would accept ends the program with a report: lanes of a warp in different collectives, a block in which everybody
-// waits for somebody, more arrivals than a barrier takes, misaligned copies. Memory ends at a page that nobody may touch.
+// waits for somebody, threads that name different numbers at a barrier, misaligned copies. Memory ends at a page that nobody may touch.
 #pragma once
 
 #include <cstddef>

@@ -4,7 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace anyep::emulation {
 namespace {
@@ -13,7 +16,13 @@ thread_local std::byte fixed_mark;  // every block's thread has one, as far from
 
 std::uint64_t number_from(const char* name, std::uint64_t otherwise) {
   const char* const text = std::getenv(name);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
+  if (text == nullptr) return otherwise;
+  std::uint64_t number = 0;
+  const char* const end = text + std::strlen(text);
+  const auto [at, error] = std::from_chars(text, end, number);
+  if (error == std::errc() && at == end && number > 0) return number;
+  std::fprintf(stderr, "%s = '%s', allowed: a number from 1\n", name, text);
+  ::_exit(2);
 }
 
 // Threads of blocks, which inherit this, take turns: handing over is cheapest where they all are. Programs side by side choose

@@ -1,13 +1,13 @@
 // The CUDA runtime's functions, over the emulated GPUs.
-#include <sys/mman.h>
-
 #include <cstring>
 #include <map>
 #include <mutex>
 
 #include "include/cuda_runtime_api.h"
 #include "machine.h"
+#include "pages.h"
 
+namespace emulation = anyep::emulation;
 using anyep::emulation::Machine;
 using anyep::emulation::Op;
 
@@ -20,32 +20,26 @@ struct EmulatedEvent {
 
 namespace {
 
-constexpr std::size_t kPageBytes = 4096;
-
 thread_local int current_gpu = 0;
 
-/// Allocations end at a page that nobody may touch, and begin with what nobody has written.
+/// Allocations end where their pages do.
 class Memory {
  public:
   void* take(std::size_t bytes) {
     // Kernels copy 16 bytes at a time and more from aligned addresses: the last of them may be read as a whole.
     bytes = (bytes + 255) / 256 * 256;
-    const std::size_t pages = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-    void* const map =
-        ::mmap(nullptr, pages + kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED) return nullptr;
-    auto* const begin = static_cast<std::byte*>(map);
-    ::mprotect(begin + pages, kPageBytes, PROT_NONE);
+    std::byte* const begin = emulation::map_pages(bytes);
+    if (begin == nullptr) return nullptr;
+    std::byte* const at = begin + (emulation::in_pages(bytes) - bytes);
     const std::lock_guard lock(mutex_);
-    std::byte* const at = begin + (pages - bytes);
-    maps_[at] = {begin, pages + kPageBytes};
+    maps_[at] = {begin, bytes};
     return at;
   }
   void give_back(void* memory) {
     const std::lock_guard lock(mutex_);
     const auto found = maps_.find(memory);
     if (found == maps_.end()) return;
-    ::munmap(found->second.begin, found->second.bytes);
+    emulation::unmap_pages(found->second.begin, found->second.bytes);
     maps_.erase(found);
   }
 
